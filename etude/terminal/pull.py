@@ -59,7 +59,7 @@ def described(moment: Progress) -> str:
 
 
 def fetch(name_or_path: str) -> Path:
-    """The local path of a model, fetched first if it is not here; shows progress and licence while it fetches."""
+    """The local path of a model, fetched first if it is not here: with progress, and its licence."""
     line = ProgressLine(sys.stderr)
     fetched = False
 

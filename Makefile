@@ -1,0 +1,66 @@
+# Etude from nothing but Python >= 3.11 and a C++ compiler: every target does the set-up it needs, in .venv.
+#
+#   make demo         pull the default model and answer one question, with its speed
+#   make test         lint, types, tests (pulls both test models)
+#   make lint         ruff and mypy alone
+#   make bench        speed beside llama.cpp:  make bench ARGS="--llama-bin DIR --json FILE"
+#   make test-peers   make the stored outputs of other programs anew, and compare (needs those programs: see docs/peers.md)
+#   make clean        remove what was built; models stay in the cache folder
+#
+# PYTHON=python3.12 chooses another Python; PYTEST="-x -k gguf" goes to pytest; ETUDE_CACHE moves the models.
+
+PYTHON ?= python3
+PYTEST ?=
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+BUILD_DEPS := "scikit-build-core>=1.1" "nanobind>=3.1" "cmake>=3.26" "ninja>=1.11"
+NATIVE := CMakeLists.txt $(wildcard etude/kernels/*.cpp etude/kernels/*.h)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint test-peers bench clean
+
+demo: $(VENV)/.built
+	@$(BIN)/etude pull smollm2-135m >/dev/null
+	$(BIN)/etude generate -m smollm2-135m -p "What is the capital of France?" -n 64 --temp 0
+
+test: lint
+	@$(BIN)/etude pull smollm2-135m >/dev/null
+	@$(BIN)/etude pull gemma3-270m >/dev/null
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(VENV)/.built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-peers: $(VENV)/.peers
+	$(BIN)/python -m pytest -m peers $(PYTEST)
+
+bench: $(VENV)/.built
+	$(BIN)/python bench/engine_vs_llama_cpp.py $(ARGS)
+
+clean:
+	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find etude tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Built in place without isolation: the second build compiles only what changed.
+$(VENV)/.built: pyproject.toml $(NATIVE) | $(VENV)/.created
+	@echo "building etude and its environment in $(VENV)"
+	@$(BIN)/python -m pip install -q $(BUILD_DEPS)
+	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
+	@touch $@
+
+$(VENV)/.peers: $(VENV)/.built
+	@$(BIN)/python -m pip install -q -e ".[dev,peers]" --no-build-isolation
+	@touch $@
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("etude needs Python 3.11 or newer; this is %s: make PYTHON=python3.12 …" % sys.version.split()[0])'
+	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+	  { echo "etude needs a C++17 compiler: install g++ or clang, or name one in CXX" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "this Python cannot make an environment: install its venv module (Debian: python3-venv)" >&2; rm -rf $(VENV); exit 1; }
+	@$(BIN)/python -m pip install -q --upgrade pip
+	@touch $@

@@ -1,0 +1,29 @@
+"""Fixtures of all tests: the two real models, out of the cache that `make test` fills."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from etude.model.pull import resolve
+from etude.records import EtudeError
+
+
+def _cached(name: str) -> Path:
+    try:
+        return resolve(name)
+    except EtudeError as error:
+        pytest.fail(f"{error} (`make test` does it before the tests)", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, Q4_1: a llama with a chat template."""
+    return _cached("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """Gemma-3-270M, Q4_K_M (Q5_0, Q8_0, Q4_K, Q6_K inside): a base model."""
+    return _cached("gemma3-270m")
