@@ -12,7 +12,8 @@
 
 namespace etude {
 
-// How a packed weight is read: value = scale * (code - offset) [+ minimum].
+// How a packed weight is read: value = scale * (code - offset) [+ minimum]. The offset is 0 for formats with a minimum,
+// else 8 for nibbles and 128 for bytes and tables.
 enum class Codes : uint8_t { nibble, table, byte, f32, f16, bf16 };
 enum class Scales : uint8_t {
   none,      // float matrices
@@ -29,7 +30,6 @@ struct Matrix {
   int type = -1;  // ggml type id it was packed from
   Codes codes = Codes::f32;
   Scales scales = Scales::none;
-  int32_t offset = 0;                 // subtracted from every code
   int n = 0, k = 0;                   // logical shape
   int tiles = 0, blocks = 0;          // ceil(n / 16), ceil(k / 32)
   const uint8_t* code_data = nullptr;   // tile t at t * code_stride
@@ -49,12 +49,15 @@ inline unsigned encoding_for(const Matrix& m) {
 // Inputs X (t, k) of a matrix product, encoded once for all matrices that read them. Row r of each array starts at
 // r * its stride; k_padded is a multiple of 32. i8: x ~ scale[block] * q, scale = amax / 127 (1 scale for 32 inputs).
 struct Activations {
-  int k_padded = 0;         // stride of f32, q, bf16
-  float* f32 = nullptr;     // (t, k_padded)
-  int8_t* q = nullptr;      // (t, k_padded)
-  float* scale = nullptr;   // (t, k_padded / 32)
-  int32_t* sum = nullptr;   // (t, k_padded / 16) sums of q over 16 inputs
-  uint16_t* bf16 = nullptr; // (t, k_padded)
+  int k_padded = 0;            // stride of f32, q, bf16
+  float* f32 = nullptr;        // (t, k_padded)
+  uint16_t* bf16 = nullptr;    // (t, k_padded)
+  int8_t* q = nullptr;         // (t, k_padded)
+  float* scale = nullptr;      // (t, k_padded / 32)
+  float* scaled_sum = nullptr; // (t, k_padded / 32) scale * sum of q, for formats with a minimum
+  int32_t* bias8 = nullptr;    // (t, k_padded / 32) -8 * sum of q: takes the offset out of 4-bit codes
+  int32_t* bias128 = nullptr;  // (t, k_padded / 32) -128 * sum of q: out of 8-bit codes
+  int32_t* sum16 = nullptr;    // (t, k_padded / 16) sums over 16 inputs, for types with sub-blocks of 16
 };
 
 enum class CacheType : uint8_t { f32, f16, bf16, q8 };
@@ -65,14 +68,13 @@ struct AttentionShape {
   int head_dim = 0;
   int page_tokens = 0;
   CacheType type_k = CacheType::f16, type_v = CacheType::f16;
-  float scale = 1;    // of q . k
-  float softcap = 0;  // 0: off
   int window = 0;     // 0: full
 };
 
-// Running softmax of one query: sum of exp(score - peak) * v, in chunks of 32 keys in order of position.
+// Running softmax of one query: sum of exp(score - peak) * v, in chunks of 32 keys in order of position
+// (Milakov & Gimelshein, arXiv:1805.02867). `out` has head_dim rounded up to 16 floats.
 struct AttentionRow {
-  const float* q;     // (head_dim), already multiplied by `scale`
+  const float* q;     // (head_dim), already multiplied by the attention scale
   float* out;         // (head_dim) accumulator
   float* peak;        // running maximum
   float* total;       // running sum of exp
@@ -83,8 +85,9 @@ struct Kernels {
   const char* name;
   // Y (t, n) = X (t, k) @ W^T for tiles [tile_begin, tile_end); y row stride `ldy` floats, column 0 = row 0 of W.
   void (*matmul)(const Matrix& w, const Activations& x, int t_begin, int t_end, int tile_begin, int tile_end, float* y, size_t ldy);
-  // Encode row r of x (k values at `row`) into `x` as the flags say; pads with zeros to k_padded.
-  void (*encode)(const float* row, int k, unsigned encodings, Activations& x, int r);
+  // Encode inputs [begin, end) (multiples of 32, end <= k_padded) of the k at `row` into row r of `x`, as the flags say;
+  // inputs from k on are zeros.
+  void (*encode)(const float* row, int k, int begin, int end, unsigned encodings, Activations& x, int r);
   // y = x / sqrt(mean(x^2) + eps) * weight
   void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* y);
   void (*add)(float* y, const float* x, int n);                       // y += x
@@ -95,11 +98,10 @@ struct Kernels {
   void (*attend)(const AttentionShape& shape, const uint8_t* k_page, const uint8_t* v_page, int first_key_in_page, int first_key,
                  const AttentionRow* rows, int count);
   void (*scale_row)(float* y, float factor, int n);
+  // n values as f16 or bf16 (or copied for f32), rounded to nearest even
+  void (*convert)(CacheType type, const float* x, int n, void* out);
   // W row r as f32 (k values), bit-equal to ggml's dequantisation
   void (*decode_row)(const Matrix& w, int row, float* out);
-  // y (rows of b) += factor * B (n, r) u for 16 rows of a LoRA B stored as [r][16]
-  void (*lora_tile)(const float* b_tile, const float* u, int rank, float factor, float* y);
-  float (*dot)(const float* a, const float* b, int n);
   // Vocabulary passes for the sampler (see vocab.cpp)
   float (*vocab_max)(const float* x, int n);
   // sum of exp((x - peak) * inverse_temperature); if `weighted` is not null also sum of exp(..) * (x - peak) * inverse_temperature

@@ -1,0 +1,169 @@
+// Row operators: activation encoding, norms, gates, rope, one row of a packed matrix.
+#include "operators.h"
+#include "simd.h"
+
+namespace etude {
+namespace ETUDE_ISA {
+
+// Up to 16 values at p[0..n), zeros beyond.
+static inline F load_part(const float* p, int n) {
+  if (n >= 16) return load(p);
+  float t[16] = {};
+  for (int i = 0; i < n; i++) t[i] = p[i];
+  return load(t);
+}
+
+static inline void store_part(float* p, F a, int n) {
+  if (n >= 16) return store(p, a);
+  float t[16];
+  store(t, a);
+  for (int i = 0; i < n; i++) p[i] = t[i];
+}
+
+// One block of 32 to int8: scale = amax / 127, q = round_to_nearest_even(x * 127 / amax). Blocks below 1e-30 count as zero.
+static void encode_block(F a, F b, Activations& x, size_t r, int block) {
+  const size_t i = r * (x.k_padded / 32) + block;
+  const float peak = max_lane(max(abs(a), abs(b)));
+  const bool tiny = peak < 1e-30f;
+  const F inverse = set1(tiny ? 0.0f : 127.0f / peak);
+  const I qa = to_i32(a * inverse), qb = to_i32(b * inverse);
+  int8_t* q = x.q + r * x.k_padded + size_t(block) * 32;
+  store_i8(q, qa);
+  store_i8(q + 16, qb);
+  const int32_t sum_a = sum_i(qa), sum_b = sum_i(qb), total = sum_a + sum_b;
+  x.scale[i] = tiny ? 0.0f : peak / 127.0f;
+  x.scaled_sum[i] = x.scale[i] * float(total);
+  x.bias8[i] = -8 * total;
+  x.bias128[i] = -128 * total;
+  x.sum16[2 * i] = sum_a;
+  x.sum16[2 * i + 1] = sum_b;
+}
+
+void encode(const float* row, int k, int begin, int end, unsigned encodings, Activations& x, int r) {
+  const size_t base = size_t(r) * x.k_padded;
+  for (int i = begin; i < end; i += 32) {
+    const F a = load_part(row + i, k - i), b = load_part(row + i + 16, k - i - 16);
+    if (encodings & encode_i8) encode_block(a, b, x, size_t(r), i / 32);
+    if (encodings & encode_f32) {
+      store(x.f32 + base + i, a);
+      store(x.f32 + base + i + 16, b);
+    }
+    if (encodings & encode_bf16) {
+      store_bf16(x.bf16 + base + i, a);
+      store_bf16(x.bf16 + base + i + 16, b);
+    }
+  }
+}
+
+void rms_norm(const float* x, const float* weight, int n, float eps, float* y) {
+  F squares = set1(0.0f);
+  for (int i = 0; i < n; i += 16) {
+    const F v = load_part(x + i, n - i);
+    squares = fma(v, v, squares);
+  }
+  const F factor = set1(1.0f) / sqrt(set1(sum(squares) / float(n) + eps));
+  for (int i = 0; i < n; i += 16) store_part(y + i, load_part(x + i, n - i) * factor * load_part(weight + i, n - i), n - i);
+}
+
+void add(float* y, const float* x, int n) {
+  for (int i = 0; i < n; i += 16) store_part(y + i, load_part(y + i, n - i) + load_part(x + i, n - i), n - i);
+}
+
+// silu(x) = x / (1 + exp(-x)); gelu_tanh(x) = x / (1 + exp(-2 z)), z = sqrt(2 / pi) (x + 0.044715 x^3)
+void gate(float* gate, const float* up, int n, bool gelu_tanh) {
+  const F one = set1(1.0f);
+  for (int i = 0; i < n; i += 16) {
+    const F x = load_part(gate + i, n - i);
+    F z = x;
+    if (gelu_tanh) z = set1(1.5957691216057308f) * fma(x * x * x, set1(0.044715f), x);
+    const F activated = x / (one + exp(set1(0.0f) - z));
+    store_part(gate + i, activated * load_part(up + i, n - i), n - i);
+  }
+}
+
+void rope(float* head, const float* cosine, const float* sine, int half) {
+  for (int i = 0; i < half; i += 16) {
+    const int n = half - i;
+    const F a = load_part(head + i, n), b = load_part(head + half + i, n), c = load_part(cosine + i, n), s = load_part(sine + i, n);
+    const F rotated = a * c - b * s;
+    store_part(head + half + i, a * s + b * c, n);
+    store_part(head + i, rotated, n);
+  }
+}
+
+void scale_row(float* y, float factor, int n) {
+  for (int i = 0; i < n; i += 16) store_part(y + i, load_part(y + i, n - i) * set1(factor), n - i);
+}
+
+void convert(CacheType type, const float* x, int n, void* out) {
+  for (int i = 0; i < n; i += 16) {
+    const F v = load_part(x + i, n - i);
+    if (type == CacheType::f32) {
+      store_part((float*)out + i, v, n - i);
+      continue;
+    }
+    uint16_t t[16];
+    if (type == CacheType::f16) store_f16(t, v);
+    else store_bf16(t, v);
+    __builtin_memcpy((uint16_t*)out + i, t, size_t(n - i < 16 ? n - i : 16) * 2);
+  }
+}
+
+static int code_at(const Matrix& w, const uint8_t* tile, int lane, int k) {
+  const int g = k % 32 / 4, byte = lane * 4 + k % 4;
+  if (w.codes == Codes::byte) return tile[size_t(k / 32) * 512 + 64 * g + byte];
+  const int packed = tile[size_t(k / 32) * 256 + 64 * (g % 4) + byte];
+  const int code = g < 4 ? packed & 15 : packed >> 4;
+  return w.codes == Codes::table ? w.table[code] : code;
+}
+
+// scale (and minimum) of one row for the half block that holds input k, in ggml's order of f32 operations
+static float scale_at(const Matrix& w, const uint8_t* scales, const uint8_t* super, int lane, int k, float* minimum) {
+  const int b = k / 32, half = k % 32 / 16;
+  const uint16_t* d = (const uint16_t*)super + size_t(b / 8) * (w.scales == Scales::k || w.scales == Scales::half ? 16 : 32) + lane;
+  *minimum = 0;
+  switch (w.scales) {
+    case Scales::f16: return f16_to_f32(((const uint16_t*)scales)[b * 16 + lane]);
+    case Scales::f16_min:
+      *minimum = f16_to_f32(((const uint16_t*)scales)[b * 32 + 16 + lane]);
+      return f16_to_f32(((const uint16_t*)scales)[b * 32 + lane]);
+    case Scales::e8m0: return e8m0_half(scales[b * 16 + lane]);
+    case Scales::k: return f16_to_f32(*d) * float(((const int8_t*)scales)[b * 16 + lane]);
+    case Scales::k_min:
+      *minimum = -(f16_to_f32(d[16]) * float(scales[b * 32 + 16 + lane]));
+      return f16_to_f32(*d) * float(scales[b * 32 + lane]);
+    case Scales::half: return f16_to_f32(*d) * float(((const int8_t*)scales)[b * 32 + 16 * half + lane]);
+    case Scales::half_min:
+      *minimum = -(f16_to_f32(d[16]) * float(scales[b * 64 + 32 + 16 * half + lane]));
+      return f16_to_f32(*d) * float(scales[b * 64 + 16 * half + lane]);
+    case Scales::none: break;
+  }
+  return 1;
+}
+
+void decode_row(const Matrix& w, int row, float* out) {
+  const int tile = row / 16, lane = row % 16;
+  const uint8_t* codes = w.code_data + tile * w.code_stride;
+  const uint8_t* scales = w.scale_data + tile * w.scale_stride;
+  const uint8_t* super = w.super_data + tile * w.super_stride;
+  const bool has_minimum = w.scales == Scales::f16_min || w.scales == Scales::k_min || w.scales == Scales::half_min;
+  const int offset = has_minimum ? 0 : w.codes == Codes::nibble ? 8 : 128;
+  for (int k = 0; k < w.k; k++) {
+    const size_t i = size_t(k) * 16 + lane;
+    if (w.codes == Codes::f32) {
+      out[k] = ((const float*)codes)[i];
+    } else if (w.codes == Codes::f16) {
+      out[k] = f16_to_f32(((const uint16_t*)codes)[i]);
+    } else if (w.codes == Codes::bf16) {
+      out[k] = bf16_to_f32(((const uint16_t*)codes)[size_t(k / 2) * 32 + 2 * lane + k % 2]);
+    } else {
+      float minimum;
+      const float scale = scale_at(w, scales, super, lane, k, &minimum);
+      const float value = scale * float(code_at(w, codes, lane, k) - offset);
+      out[k] = has_minimum ? value + minimum : value;
+    }
+  }
+}
+
+}  // namespace ETUDE_ISA
+}  // namespace etude

@@ -1,0 +1,196 @@
+// Y = X @ W^T on packed tiles: R tiles of 16 rows x T columns in registers, weights streamed once per T columns.
+//
+// Integer formats: s[row][t] = sum over a block of 32 of (code - offset) * q, exact in int32, then
+// y += scale_w[row] * scale_x[t] * s (+ minimum[row] * scaled_sum[t]). The sum over blocks runs in order of k in one
+// accumulator per output, whatever R, T and the caller's split: a row of a batch is bit-equal to the row alone.
+#include "operators.h"
+#include "simd.h"
+
+namespace etude {
+namespace ETUDE_ISA {
+
+#if defined(__AVX512F__)
+constexpr int max_columns = 8, tile_rows = 2, single_rows = 4;
+#elif defined(__AVX2__)
+constexpr int max_columns = 4, tile_rows = 1, single_rows = 2;
+#else
+constexpr int max_columns = 4, tile_rows = 1, single_rows = 1;
+#endif
+
+constexpr int code_bytes(Codes c) {
+  return c == Codes::f32 ? 2048 : c == Codes::f16 || c == Codes::bf16 ? 1024 : c == Codes::byte ? 512 : 256;
+}
+constexpr int scale_bytes(Scales s) {
+  return s == Scales::f16 ? 32 : s == Scales::f16_min ? 64 : s == Scales::e8m0 || s == Scales::k ? 16
+         : s == Scales::k_min || s == Scales::half ? 32 : s == Scales::half_min ? 64 : 0;
+}
+constexpr int super_bytes(Scales s) {
+  return s == Scales::k || s == Scales::half ? 32 : s == Scales::k_min || s == Scales::half_min ? 64 : 0;
+}
+constexpr bool has_minimum(Scales s) { return s == Scales::f16_min || s == Scales::k_min || s == Scales::half_min; }
+constexpr bool has_halves(Scales s) { return s == Scales::half || s == Scales::half_min; }
+
+// Scales of 16 rows for one block: [0] alone, or one per half block.
+struct RowScales {
+  F scale[2], minimum[2];
+};
+
+template <Scales S>
+static inline RowScales row_scales(const uint8_t* scales, const uint8_t* super) {
+  RowScales r{};
+  const uint16_t* h = (const uint16_t*)scales;
+  const uint16_t* d = (const uint16_t*)super;
+  if constexpr (S == Scales::f16 || S == Scales::f16_min) r.scale[0] = load_f16(h);
+  if constexpr (S == Scales::f16_min) r.minimum[0] = load_f16(h + 16);
+  if constexpr (S == Scales::e8m0) {  // 2^(e - 128), denormal for e < 2
+    const I e = load_u8_i(scales);
+    const F normal = as_float(shift_left<23>(e + set1_i(-1)));
+    const F tiny = to_f32(e) * set1(2.938735877055719e-39f) + set1(2.938735877055719e-39f);  // e = 0: 2^-128, e = 1: 2^-127
+    r.scale[0] = where_positive(to_f32(e) - set1(1.5f), normal, tiny);
+  }
+  if constexpr (S == Scales::k) r.scale[0] = load_f16(d) * load_i8((const int8_t*)scales);
+  if constexpr (S == Scales::k_min) {
+    r.scale[0] = load_f16(d) * load_u8(scales);
+    r.minimum[0] = set1(0.0f) - load_f16(d + 16) * load_u8(scales + 16);
+  }
+  if constexpr (S == Scales::half)
+    for (int i = 0; i < 2; i++) r.scale[i] = load_f16(d) * load_i8((const int8_t*)scales + 16 * i);
+  if constexpr (S == Scales::half_min)
+    for (int i = 0; i < 2; i++) {
+      r.scale[i] = load_f16(d) * load_u8(scales + 16 * i);
+      r.minimum[i] = set1(0.0f) - load_f16(d + 16) * load_u8(scales + 32 + 16 * i);
+    }
+  return r;
+}
+
+// Codes of group g (inputs 4g .. 4g+3) of a block.
+template <Codes C>
+static inline W code_group(const uint8_t* codes, int g, Table table) {
+  if constexpr (C == Codes::byte) return load_w(codes + 64 * g);
+  const W packed = load_w(codes + 64 * (g % 4));
+  const W nibbles = g < 4 ? low_nibbles(packed) : high_nibbles(packed);
+  if constexpr (C == Codes::table) return lookup(table, nibbles);
+  return nibbles;
+}
+
+template <Codes C, Scales S, int R, int T>
+static void integer_tile(const Matrix& w, const Activations& x, int t0, int tile, float* y, size_t ldy) {
+  const int blocks = w.blocks;
+  const Table table = C == Codes::table ? load_table(w.table) : Table{};
+  F acc[R][T];
+  for (int r = 0; r < R; r++)
+    for (int t = 0; t < T; t++) acc[r][t] = set1(0.0f);
+  const int32_t* bias = C == Codes::nibble ? x.bias8 : x.bias128;
+  for (int b = 0; b < blocks; b++) {
+    constexpr int parts = has_halves(S) ? 2 : 1;
+    I s[R][T][parts];
+    for (int t = 0; t < T; t++)
+      for (int p = 0; p < parts; p++) {
+        I start = set1_i(0);
+        if constexpr (has_halves(S) && !has_minimum(S))
+          start = set1_i((C == Codes::nibble ? -8 : -128) * x.sum16[size_t(t0 + t) * 2 * blocks + 2 * b + p]);
+        else if constexpr (!has_minimum(S))
+          start = set1_i(bias[size_t(t0 + t) * blocks + b]);
+        for (int r = 0; r < R; r++) s[r][t][p] = start;
+      }
+#pragma GCC unroll 8
+    for (int g = 0; g < 8; g++) {
+      W codes[R];
+      for (int r = 0; r < R; r++) codes[r] = code_group<C>(w.code_data + (tile + r) * w.code_stride + size_t(b) * code_bytes(C), g, table);
+      for (int t = 0; t < T; t++) {
+        const X4 q = broadcast4(x.q + size_t(t0 + t) * x.k_padded + 32 * b + 4 * g);
+        for (int r = 0; r < R; r++) s[r][t][g / 4 * (parts - 1)] = dot4(s[r][t][g / 4 * (parts - 1)], codes[r], q);
+      }
+    }
+    for (int r = 0; r < R; r++) {
+      const RowScales d = row_scales<S>(w.scale_data + (tile + r) * w.scale_stride + size_t(b) * scale_bytes(S),
+                                        w.super_data + (tile + r) * w.super_stride + size_t(b / 8) * super_bytes(S));
+      for (int t = 0; t < T; t++) {
+        const size_t i = size_t(t0 + t) * blocks + b;
+        const F dx = set1(x.scale[i]);
+        F v = to_f32(s[r][t][0]) * dx;
+        acc[r][t] = fma(v, d.scale[0], acc[r][t]);
+        if constexpr (parts == 2) acc[r][t] = fma(to_f32(s[r][t][1]) * dx, d.scale[1], acc[r][t]);
+        if constexpr (has_minimum(S) && parts == 1) acc[r][t] = fma(d.minimum[0], set1(x.scaled_sum[i]), acc[r][t]);
+        if constexpr (has_minimum(S) && parts == 2)
+          for (int p = 0; p < 2; p++) acc[r][t] = fma(d.minimum[p], dx * set1(float(x.sum16[2 * i + p])), acc[r][t]);
+      }
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int t = 0; t < T; t++) store(y + size_t(t0 + t) * ldy + size_t(tile + r) * 16, acc[r][t]);
+}
+
+template <Codes C, Scales, int R, int T>
+static void float_tile(const Matrix& w, const Activations& x, int t0, int tile, float* y, size_t ldy) {
+  F acc[R][T];
+  for (int r = 0; r < R; r++)
+    for (int t = 0; t < T; t++) acc[r][t] = set1(0.0f);
+  constexpr int step = C == Codes::bf16 ? 2 : 1;
+  for (int k = 0; k < w.blocks * 32; k += step)
+    for (int t = 0; t < T; t++) {
+      const size_t i = size_t(t0 + t) * x.k_padded + k;
+      for (int r = 0; r < R; r++) {
+        const uint8_t* p = w.code_data + (tile + r) * w.code_stride + size_t(k) * (C == Codes::f32 ? 64 : 32);
+        if constexpr (C == Codes::bf16)
+          acc[r][t] = dot2(acc[r][t], load_pairs((const uint16_t*)p), broadcast_pair(x.bf16 + i));
+        else
+          acc[r][t] = fma(C == Codes::f32 ? load((const float*)p) : load_f16((const uint16_t*)p), set1(x.f32[i]), acc[r][t]);
+      }
+    }
+  for (int r = 0; r < R; r++)
+    for (int t = 0; t < T; t++) store(y + size_t(t0 + t) * ldy + size_t(tile + r) * 16, acc[r][t]);
+}
+
+template <Codes C, Scales S, int R, int T>
+static void tile(const Matrix& w, const Activations& x, int t0, int tile, float* y, size_t ldy) {
+  if constexpr (S == Scales::none)
+    float_tile<C, S, R, T>(w, x, t0, tile, y, ldy);
+  else
+    integer_tile<C, S, R, T>(w, x, t0, tile, y, ldy);
+}
+
+// R tiles against all columns; the R tiles stay in the nearest cache while columns pass.
+template <Codes C, Scales S, int R>
+static void columns(const Matrix& w, const Activations& x, int t_begin, int t_end, int first_tile, float* y, size_t ldy) {
+  int t = t_begin;
+  for (; t + max_columns <= t_end; t += max_columns) tile<C, S, R, max_columns>(w, x, t, first_tile, y, ldy);
+  if constexpr (max_columns > 4)
+    for (; t + 4 <= t_end; t += 4) tile<C, S, R, 4>(w, x, t, first_tile, y, ldy);
+  for (; t + 2 <= t_end; t += 2) tile<C, S, R, 2>(w, x, t, first_tile, y, ldy);
+  for (; t < t_end; t++) tile<C, S, R, 1>(w, x, t, first_tile, y, ldy);
+}
+
+template <Codes C, Scales S>
+static void run(const Matrix& w, const Activations& x, int t_begin, int t_end, int tile_begin, int tile_end, float* y, size_t ldy) {
+  int i = tile_begin;
+  if (t_end - t_begin == 1)
+    for (; i + single_rows <= tile_end; i += single_rows) tile<C, S, single_rows, 1>(w, x, t_begin, i, y, ldy);
+  for (; i + tile_rows <= tile_end; i += tile_rows) columns<C, S, tile_rows>(w, x, t_begin, t_end, i, y, ldy);
+  for (; i < tile_end; i++) columns<C, S, 1>(w, x, t_begin, t_end, i, y, ldy);
+}
+
+void matmul(const Matrix& w, const Activations& x, int t_begin, int t_end, int tile_begin, int tile_end, float* y, size_t ldy) {
+#define ETUDE_RUN(c, s)                      \
+  if (w.codes == Codes::c && w.scales == Scales::s) \
+  return run<Codes::c, Scales::s>(w, x, t_begin, t_end, tile_begin, tile_end, y, ldy)
+  ETUDE_RUN(byte, f16);
+  ETUDE_RUN(nibble, f16);
+  ETUDE_RUN(nibble, f16_min);
+  ETUDE_RUN(byte, f16_min);
+  ETUDE_RUN(nibble, k_min);
+  ETUDE_RUN(byte, k_min);
+  ETUDE_RUN(byte, half);
+  ETUDE_RUN(nibble, half);
+  ETUDE_RUN(nibble, half_min);
+  ETUDE_RUN(table, f16);
+  ETUDE_RUN(table, k);
+  ETUDE_RUN(table, e8m0);
+  ETUDE_RUN(f32, none);
+  ETUDE_RUN(f16, none);
+  ETUDE_RUN(bf16, none);
+#undef ETUDE_RUN
+}
+
+}  // namespace ETUDE_ISA
+}  // namespace etude

@@ -1,0 +1,16 @@
+// The operators of one instruction set as a table.
+#include "operators.h"
+
+namespace etude {
+namespace ETUDE_ISA {
+
+#define ETUDE_TEXT_(x) #x
+#define ETUDE_TEXT(x) ETUDE_TEXT_(x)
+extern const Kernels table;
+const Kernels table = {
+    ETUDE_TEXT(ETUDE_ISA), matmul, encode, rms_norm, add, gate, rope, attend, scale_row, convert, decode_row,
+    vocab_max, vocab_sum_exp, vocab_pick, vocab_mask, vocab_select,
+};
+
+}  // namespace ETUDE_ISA
+}  // namespace etude
