@@ -4,7 +4,7 @@
 #   make test         lint, types, tests (pulls both test models)
 #   make lint         ruff and mypy alone
 #   make bench        speed beside llama.cpp:  make bench ARGS="--llama-bin DIR --json FILE"
-#   make test-peers   make the stored outputs of other programs anew, and compare (needs those programs: see docs/peers.md)
+#   make test-peers   make the stored outputs of other programs anew, and compare (builds them: half an hour)
 #   make clean        remove what was built; models stay in the cache folder
 #
 # PYTHON=python3.12 chooses another Python; PYTEST="-x -k gguf" goes to pytest; ETUDE_CACHE moves the models.
@@ -35,8 +35,10 @@ lint: $(VENV)/.built
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test-peers: $(VENV)/.peers
-	$(BIN)/python -m pytest -m peers $(PYTEST)
+test-peers: $(VENV)/.built
+	@$(BIN)/etude pull smollm2-135m >/dev/null
+	@$(BIN)/etude pull gemma3-270m >/dev/null
+	$(BIN)/python -m tests.peers $(ARGS)
 
 bench: $(VENV)/.built
 	$(BIN)/python bench/engine_vs_llama_cpp.py $(ARGS)
@@ -50,10 +52,6 @@ $(VENV)/.built: pyproject.toml $(NATIVE) | $(VENV)/.created
 	@echo "building etude and its environment in $(VENV)"
 	@$(BIN)/python -m pip install -q $(BUILD_DEPS)
 	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
-	@touch $@
-
-$(VENV)/.peers: $(VENV)/.built
-	@$(BIN)/python -m pip install -q -e ".[dev,peers]" --no-build-isolation
 	@touch $@
 
 $(VENV)/.created:
