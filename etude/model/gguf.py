@@ -118,12 +118,14 @@ def _read_part(path: Path) -> _Part:
 
 def _map_file(path: Path) -> mmap.mmap:
     try:
+        if (
+            not stat.S_ISREG(path.stat().st_mode) and not path.is_dir()
+        ):  # opening a pipe would wait for a writer
+            raise GGUFError(f"{path}: this is no regular file: give the path of a GGUF file")
         with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise GGUFError(f"{path}: this is no regular file: give the path of a GGUF file")
-            if status.st_size < _SMALLEST_FILE_BYTES:
-                raise GGUFError(f"{path}: {status.st_size} bytes are too few for a GGUF file: fetch it again")
+            size_bytes = os.fstat(file.fileno()).st_size
+            if size_bytes < _SMALLEST_FILE_BYTES:
+                raise GGUFError(f"{path}: {size_bytes} bytes are too few for a GGUF file: fetch it again")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         reason = "this is a folder: give the path of a GGUF file" if path.is_dir() else error.strerror

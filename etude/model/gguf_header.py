@@ -2,8 +2,8 @@
 
 Layout (little-endian): "GGUF", version u32, tensor count u64, key count u64; the keys (name, type u32,
 value); the tensor table (name, number of dimensions u32, dimensions u64 with the contiguous one first, type
-u32, offset u64 from the start of the data); padding to `general.alignment`; the data. A string is a u64 length
-and its bytes.
+u32, offset u64 from the start of the data); padding to `general.alignment`; the data. A string is its length
+as u64 and its bytes.
 
 Every count, length, offset and dimension is compared with the bytes that are there before anything is
 allocated for it, so memory stays in proportion to the file; whatever is wrong becomes one GGUFError that
@@ -173,7 +173,7 @@ class _Reader:
 
     def read_count(self, what: str, smallest_bytes: int) -> int:
         count = self._u64()
-        self._check_count(count, f"{what} count", smallest_bytes)
+        self._check_count(count, what, smallest_bytes)
         return count
 
     def read_metadata(self, count: int) -> dict[str, Any]:

@@ -183,7 +183,7 @@ def _value(value: Any) -> tuple[int, bytes]:
         return ARRAY, _array_header(_numpy_type(value.dtype), len(value)) + _little_endian(value)
     if isinstance(value, list | tuple):
         return ARRAY, _list(value)
-    if isinstance(value, bool | int | float):
+    if isinstance(value, bool | int | float) and not isinstance(value, np.generic):  # float64 is a float
         value = _typed_scalar(value)
     if not isinstance(value, np.generic):
         raise TypeError("allowed are str, bool, int, float, numpy scalars, and lists or arrays of them")
@@ -195,17 +195,17 @@ def _list(items: list[Any] | tuple[Any, ...]) -> bytes:
     if kinds <= {str}:
         texts = (_string(item.encode("utf-8", "surrogateescape")) for item in items)
         return _array_header(STRING, len(items)) + b"".join(texts)
+    if kinds == {bool}:
+        return _value(np.array(items, np.bool_))[1]
+    if kinds == {float}:
+        return _value(np.array([_as_float32(item) for item in items], np.float32))[1]
     if kinds == {int}:
         low, high = min(items), max(items)
-        dtype = next(
-            (d for d in ("int32", "uint32", "int64", "uint64") if _fits(low, d) and _fits(high, d)), None
-        )
-    else:
-        dtype = {frozenset({bool}): "bool", frozenset({float}): "float32"}.get(frozenset(kinds))
-    if dtype is None:
-        names = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise TypeError(f"a list must hold only str, bool, float, or int of 64 bits; it holds {names}")
-    return _value(np.array(items, dtype))[1]
+        for dtype in ("int32", "uint32", "int64", "uint64"):
+            if _fits(low, dtype) and _fits(high, dtype):
+                return _value(np.array(items, dtype))[1]
+    names = ", ".join(sorted(kind.__name__ for kind in kinds))
+    raise TypeError(f"a list must hold only str, bool, float, or int of 64 bits; it holds {names}")
 
 
 def _fits(number: int, dtype: str) -> bool:
