@@ -1,4 +1,4 @@
-"""`etude pull` as a person and a script see it: progress and licence apart from the path, errors with a status."""
+"""`etude pull` as a person and a script see it: progress and licence apart from the path; errors; status."""
 
 from __future__ import annotations
 
