@@ -126,22 +126,19 @@ void accept_prompt(Sampler& sampler, const Ids& ids) {
   for (size_t i = 0; i < ids.shape(0); i++) sampler.accept(ids.data()[i]);
 }
 
-// A copy, because sampling overwrites the logits; with the mask's size checked.
-std::vector<float> copy_logits(const Sampler& sampler, const Logits& logits, const std::optional<Mask>& allowed) {
+const uint32_t* check_row(const Sampler& sampler, const Logits& logits, const std::optional<Mask>& allowed) {
   const size_t n = size_t(sampler.n_vocab());
   if (logits.shape(0) != n) throw nb::value_error("logits must have n_vocab elements");
   if (allowed && allowed->shape(0) < (n + 31) / 32) throw nb::value_error("the mask needs a bit for every token");
-  return std::vector<float>(logits.data(), logits.data() + n);
+  return allowed ? allowed->data() : nullptr;
 }
 
 Row sample_row(Sampler& sampler, const Logits& logits, const std::optional<Mask>& allowed, int64_t position) {
-  std::vector<float> copy = copy_logits(sampler, logits, allowed);
-  return as_row(sampler.sample(copy.data(), allowed ? allowed->data() : nullptr, position));
+  return as_row(sampler.sample(logits.data(), check_row(sampler, logits, allowed), position));
 }
 
 nb::tuple distribution(Sampler& sampler, const Logits& logits, const std::optional<Mask>& allowed, int64_t position) {
-  std::vector<float> copy = copy_logits(sampler, logits, allowed);
-  return columns(sampler.distribution(copy.data(), allowed ? allowed->data() : nullptr, position));
+  return columns(sampler.distribution(logits.data(), check_row(sampler, logits, allowed), position));
 }
 
 Row score_token(const Logits& logits, int32_t token_id) {

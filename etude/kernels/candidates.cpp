@@ -12,20 +12,21 @@ namespace {
 constexpr float kLowest = -3.402823466e38f;  // finite, so -inf stays below
 }
 
-void Candidates::reset(float* logits, int n_vocab) {
+void Candidates::reset(const float* logits, int n_vocab) {
   logits_ = logits;
   n_vocab_ = size_ = n_vocab;
   inverse_temperature_ = 1;
   listed_ = false;
   touched_ = true;
   list_.clear();
-  original_.clear();
 }
 
 Softmax Candidates::softmax_of_row() {
-  if (touched_) row_peak_ = kernels().vocab_max(logits_, n_vocab_);
+  if (!touched_ && row_inverse_ == inverse_temperature_) return row_softmax_;
+  Softmax now{touched_ ? kernels().vocab_max(logits_, n_vocab_) : row_softmax_.peak, 0, 0};
   touched_ = false;
-  Softmax now{row_peak_, 0, 0};
+  row_inverse_ = inverse_temperature_;
+  row_softmax_ = now;
   if (!(std::fabs(now.peak) < kInfinity)) return now;
   double weighted = 0;
   sums_.clear();
@@ -37,7 +38,7 @@ Softmax Candidates::softmax_of_row() {
     weighted += block_weighted;
   }
   now.entropy = std::max(0.0, std::log(now.total) - weighted / now.total);
-  return now;
+  return row_softmax_ = now;
 }
 
 Softmax Candidates::softmax() {
@@ -82,22 +83,29 @@ double Candidates::log_probability(const Softmax& now, float logit) const {
   return (double(logit) - double(now.peak)) * inverse_temperature_ - std::log(now.total);
 }
 
-void Candidates::mask(const uint32_t* allowed) {
-  kernels().vocab_mask(logits_, n_vocab_, allowed);
+float* Candidates::own_row() {
+  if (logits_ != own_.data()) {
+    own_.assign(logits_, logits_ + n_vocab_);
+    logits_ = own_.data();
+  }
   touched_ = true;
+  return own_.data();
 }
 
-float* Candidates::find(int32_t id) {
-  if (id < 0 || id >= n_vocab_) return nullptr;
-  if (!listed_) return logits_ + id;
+void Candidates::mask(const uint32_t* allowed) { kernels().vocab_mask(own_row(), n_vocab_, allowed); }
+
+int Candidates::find(int32_t id) const {
+  if (id < 0 || id >= n_vocab_) return -1;
+  if (!listed_) return id;
   const auto at = std::lower_bound(list_.begin(), list_.end(), id, [](const Candidate& c, int32_t wanted) { return c.id < wanted; });
-  return at != list_.end() && at->id == id ? &at->logit : nullptr;
+  return at != list_.end() && at->id == id ? int(at - list_.begin()) : -1;
 }
 
-float Candidates::raw_logit(int32_t id) const {
-  for (const auto& [edited, logit] : original_)
-    if (edited == id) return logit;
-  return logits_[id];
+void Candidates::write(int place, float logit) {
+  if (listed_)
+    list_[size_t(place)].logit = logit;
+  else
+    own_row()[place] = logit;
 }
 
 void select_above(const float* logits, int n, float threshold, std::vector<int32_t>& ids) {

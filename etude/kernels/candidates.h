@@ -1,14 +1,14 @@
 // The tokens still in play while a chain of samplers runs, and the operations the samplers are made of.
 //
-// Two forms. All tokens: the row of logits itself, edited in place, read by the vector passes of vocab.cpp. A list: the
+// Two forms. All tokens: the row of logits, read by the vector passes of vocab.cpp and copied when something edits it. A list: the
 // survivors of the first truncation. A list stays in ascending order of token id, and truncations find a threshold
 // instead of sorting; so the draw walks the tokens in the same order in both forms.
 //
 // Logits are kept undivided: temperature is one number beside them, the inverse temperature, and a token's weight is
 // exp((logit - peak) * inverse temperature). A token with logit -inf has probability 0 and is never listed.
 #pragma once
+#include <cstddef>
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 namespace etude {
@@ -33,7 +33,7 @@ struct Scored {
 
 class Candidates {
  public:
-  void reset(float* logits, int n_vocab);
+  void reset(const float* logits, int n_vocab);
 
   // The current distribution. Also leaves the sums that pick() uses.
   Softmax softmax();
@@ -45,13 +45,11 @@ class Candidates {
   // Replaces the tempered logit z of a token by change(z), if the token is in play.
   template <class Change>
   void edit(int32_t id, Change change) {
-    float* logit = find(id);
-    if (!logit || *logit == -kInfinity) return;
-    original_.emplace_back(id, *logit);
-    *logit = float(change(double(*logit) * inverse_temperature_) / inverse_temperature_);
-    touched_ = true;
+    const int place = find(id);
+    if (place < 0) return;
+    const float logit = listed_ ? list_[std::size_t(place)].logit : logits_[place];
+    if (logit != -kInfinity) write(place, float(change(double(logit) * inverse_temperature_) / inverse_temperature_));
   }
-  float raw_logit(int32_t id) const;  // before any edit
 
   // llama.cpp's samplers (src/llama-sampler.cpp), same names and arithmetic
   void top_k(int k);
@@ -79,24 +77,29 @@ class Candidates {
   static constexpr int kBlock = 1024;
 
   Softmax softmax_of_row();
-  float* find(int32_t id);
+  int find(int32_t id) const;  // its place in the row or in the list; -1: out
+  void write(int place, float logit);
+  float* own_row();
   void list_above(float threshold);  // makes the list: logit >= threshold
   void keep_above(float threshold);
   void keep_best(int k);
   void keep_until(const Scored& last);
   void keep_reaching(double mass, bool strictly, int min_keep);
   void score_by_logit(const Softmax& now);
+  float threshold_of_mass(const Softmax& now, double mass);
+  double probability(const Softmax& now, float logit) const;
   float as_logit(const Softmax& now, double log_probability) const;
 
-  float* logits_ = nullptr;
+  const float* logits_ = nullptr;
+  std::vector<float> own_;   // the copy, once there is one
   int n_vocab_ = 0;
   int size_ = 0;             // as llama.cpp counts: with the tokens of probability 0 that no truncation removed
   double inverse_temperature_ = 1;
   bool listed_ = false;
   bool touched_ = false;     // the row differs from what softmax() last saw
-  float row_peak_ = 0;
+  Softmax row_softmax_;      // of the row as softmax() last saw it,
+  double row_inverse_ = 0;   // at this inverse temperature
   std::vector<Candidate> list_;
-  std::vector<std::pair<int32_t, float>> original_;  // (id, logit before the edit), oldest first
   std::vector<double> sums_;                         // row: weights per block of 1024; list: weight of each
   std::vector<Scored> scored_, order_;
   std::vector<int32_t> ids_;

@@ -37,9 +37,14 @@ int reach(std::vector<Scored>& v, double mass, bool strictly) {
 
 }  // namespace
 
+// Rounded to f32, as llama.cpp compares it.
+double Candidates::probability(const Softmax& now, float logit) const {
+  return double(float(std::exp(log_probability(now, logit))));
+}
+
 void Candidates::score_by_logit(const Softmax& now) {
   scored_.clear();
-  for (const Candidate& c : list_) scored_.push_back({-c.logit, c.id, double(float(std::exp(log_probability(now, c.logit))))});
+  for (const Candidate& c : list_) scored_.push_back({-c.logit, c.id, probability(now, c.logit)});
 }
 
 // Keeps the tokens of the list up to `last` in order of scored_.
@@ -84,13 +89,27 @@ void Candidates::top_k(int k) {
   size_ = std::min(size_, k);
 }
 
+// A logit such that the tokens of the row at or above it hold the mass, and not many more. Most nuclei are small, so
+// the best 256 are tried first. Tokens under log probability log((1 - mass) / 2n) hold less than (1 - mass) / 2 together.
+float Candidates::threshold_of_mass(const Softmax& now, double mass) {
+  for (int k = 256; k <= n_vocab_ / 64; k *= 8) {
+    const float threshold = threshold_of_best(logits_, n_vocab_, k);
+    select_above(logits_, n_vocab_, threshold, ids_);
+    double held = 0;
+    for (const int32_t id : ids_) held += probability(now, logits_[id]);
+    if (held >= mass) return threshold;
+  }
+  return as_logit(now, std::log((1 - mass) / (2.0 * n_vocab_)));
+}
+
 void Candidates::top_p(double p, int min_keep) {
   if (p >= 1) return;
   const Softmax now = softmax();
   if (!(std::fabs(now.peak) < kInfinity)) return;
-  // Tokens with log probability under log((1 - p) / 2n) hold less than (1 - p) / 2 together: the nucleus is above.
-  const float sure = as_logit(now, std::log((1 - p) / (2.0 * n_vocab_)));
-  if (!listed_) list_above(min_keep > 1 ? std::min(sure, threshold_of_best(logits_, n_vocab_, min_keep)) : sure);
+  if (!listed_) {
+    const float nucleus = threshold_of_mass(now, p);
+    list_above(min_keep > 1 ? std::min(nucleus, threshold_of_best(logits_, n_vocab_, min_keep)) : nucleus);
+  }
   score_by_logit(now);
   keep_reaching(p, false, min_keep);
 }
@@ -122,7 +141,7 @@ void Candidates::typical_p(double p, int min_keep) {
   scored_.clear();
   for (const Candidate& c : list_) {
     const double log_p = log_probability(now, c.logit);
-    scored_.push_back({float(std::fabs(-log_p - now.entropy)), c.id, double(float(std::exp(log_p)))});
+    scored_.push_back({float(std::fabs(-log_p - now.entropy)), c.id, probability(now, c.logit)});
   }
   keep_reaching(p, true, min_keep);
 }

@@ -82,7 +82,7 @@ void Sampler::apply(Step step, double chance) {
 }
 
 // Runs everything up to the draw; false: there is nothing to draw from, and *error says why.
-bool Sampler::prepare(float* logits, const uint32_t* allowed, int64_t position, Sampled* error) {
+bool Sampler::prepare(const float* logits, const uint32_t* allowed, int64_t position, Sampled* error) {
   *error = {kBadLogits, kNaN, kNaN, kNaN};
   candidates_.reset(logits, n_vocab_);
   raw_ = candidates_.softmax();
@@ -102,7 +102,7 @@ bool Sampler::prepare(float* logits, const uint32_t* allowed, int64_t position, 
   return true;
 }
 
-Sampled Sampler::sample(float* logits, const uint32_t* allowed, int64_t position) {
+Sampled Sampler::sample(const float* logits, const uint32_t* allowed, int64_t position) {
   Sampled result;
   if (!prepare(logits, allowed, position, &result)) return result;
   const Softmax now = candidates_.softmax();
@@ -113,13 +113,13 @@ Sampled Sampler::sample(float* logits, const uint32_t* allowed, int64_t position
   float logit;
   const int32_t id = candidates_.pick(now, Philox(seed_, index_, uint64_t(position)).uniform(0), &logit);
   const double log_p = candidates_.log_probability(now, logit);
-  const double raw = double(candidates_.raw_logit(id)) - double(raw_.peak) - std::log(raw_.total);
+  const double raw = double(logits[id]) - double(raw_.peak) - std::log(raw_.total);
   drawn_ = id;
   drawn_surprise_ = -log_p / std::log(2.0);
   return {id, float(std::min(log_p, 0.0)), float(std::min(raw, 0.0)), float(raw_.entropy)};
 }
 
-std::vector<TokenLogprob> Sampler::distribution(float* logits, const uint32_t* allowed, int64_t position) {
+std::vector<TokenLogprob> Sampler::distribution(const float* logits, const uint32_t* allowed, int64_t position) {
   Sampled error;
   std::vector<TokenLogprob> tokens;
   if (!prepare(logits, allowed, position, &error)) return tokens;
@@ -205,7 +205,7 @@ void Sampler::apply_dry() {
   }
 }
 
-Sampled sample(Sampler& sampler, float* logits, int, const uint32_t* allowed, int64_t position) {
+Sampled sample(Sampler& sampler, const float* logits, int, const uint32_t* allowed, int64_t position) {
   return sampler.sample(logits, allowed, position);
 }
 
@@ -213,7 +213,7 @@ void accept(Sampler& sampler, int32_t token_id) { sampler.accept(token_id); }
 
 Sampled score(const float* logits, int n_vocab, int32_t token_id) {
   Candidates all;
-  all.reset(const_cast<float*>(logits), n_vocab);  // only read: nothing below edits
+  all.reset(logits, n_vocab);
   const Softmax raw = all.softmax();
   if (!is_finite(raw)) return {error_of(raw), kNaN, kNaN, kNaN};
   const float logprob = float(std::min(all.log_probability(raw, logits[token_id]), 0.0));
@@ -224,7 +224,7 @@ void top_logprobs(const float* logits, int n_vocab, int n, TokenLogprob* out) {
   std::fill(out, out + n, TokenLogprob{-1, -kInfinity});
   if (n <= 0) return;
   Candidates all;
-  all.reset(const_cast<float*>(logits), n_vocab);
+  all.reset(logits, n_vocab);
   const Softmax raw = all.softmax();
   if (!is_finite(raw)) return;
   std::vector<int32_t> ids;

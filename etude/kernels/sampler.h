@@ -73,16 +73,16 @@ class Sampler {
  public:
   Sampler(int n_vocab, uint64_t seed, uint64_t index, ChainSettings settings);
 
-  Sampled sample(float* logits, const uint32_t* allowed, int64_t position);
+  Sampled sample(const float* logits, const uint32_t* allowed, int64_t position);
   void accept(int32_t token_id);
   // The sampled distribution itself, ascending token id; empty where sample() would return an error. For tests.
-  std::vector<TokenLogprob> distribution(float* logits, const uint32_t* allowed, int64_t position);
+  std::vector<TokenLogprob> distribution(const float* logits, const uint32_t* allowed, int64_t position);
   // Whether prompt tokens need to be accepted at all.
   bool reads_history() const { return reads_history_; }
   int n_vocab() const { return n_vocab_; }
 
  private:
-  bool prepare(float* logits, const uint32_t* allowed, int64_t position, Sampled* error);
+  bool prepare(const float* logits, const uint32_t* allowed, int64_t position, Sampled* error);
   void apply(Step step, double chance);
   void apply_penalties();
   void apply_dry();
@@ -102,10 +102,10 @@ class Sampler {
   std::vector<int> match_lengths_;            // scratch of DRY
 };
 
-// Draws from `logits` (n_vocab, may be overwritten). allowed: bitmask or nullptr. position: index of the token that the
+// Draws from `logits` (n_vocab). allowed: bitmask or nullptr. position: index of the token that the
 // draw produces in its sequence; the random number depends on (seed, index of the completion, position) alone.
 // Does not accept() the token.
-Sampled sample(Sampler& sampler, float* logits, int n_vocab, const uint32_t* allowed, int64_t position);
+Sampled sample(Sampler& sampler, const float* logits, int n_vocab, const uint32_t* allowed, int64_t position);
 
 // Adds a token to the history that penalties, DRY and mirostat look at.
 void accept(Sampler& sampler, int32_t token_id);
@@ -113,8 +113,7 @@ void accept(Sampler& sampler, int32_t token_id);
 // logprob, raw_logprob and entropy of a given token (both logprobs are the raw one).
 Sampled score(const float* logits, int n_vocab, int32_t token_id);
 
-// The n most likely tokens with raw logprobs, best first; equal ones by id. Call it before sample(), which may overwrite
-// the logits. Places without a token (probability 0) get id -1 and logprob -inf.
+// The n most likely tokens with raw logprobs, best first; equal ones by id. Places without a token (probability 0) get id -1 and logprob -inf.
 void top_logprobs(const float* logits, int n_vocab, int n, TokenLogprob* out);
 
 }  // namespace etude
