@@ -1,0 +1,96 @@
+"""Makes every stored output of a peer anew and compares it with the stored one: `python -m tests.peers`.
+
+Builds what is missing outside the repository (see environment.py; half an hour the first time, minutes
+after), and fails where a peer cannot be had: a missing peer must not look like an equal one. `--update`
+replaces the stored outputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from etude.model.pull import resolve
+from etude.records import EtudeError
+from tests.peers.comparison import compare_folders
+from tests.peers.environment import PeerMissing, llama_bin, peers_folder, peers_python
+
+REPOSITORY = Path(__file__).parents[2]
+STORED = REPOSITORY / "tests" / "data" / "peers"
+MAKERS = ("families", "tokenizer", "perplexity", "logits")
+MODELS = {"smollm2": "smollm2-135m", "gemma3": "gemma3-270m"}
+FILES = {  # what each maker writes, below the folder of stored outputs
+    "families": ("families",),
+    "tokenizer": ("tokenizer_*.json.gz",),
+    "perplexity": ("perplexity.json", "perplexity_*.npz"),
+    "logits": ("logits.json", "logits_*.npz"),
+}
+
+
+def make(maker: str, out: Path, python: Path, options: list[str]) -> None:
+    """Run one maker with the peers' Python; PeerMissing where it fails."""
+    module = "family" if maker == "families" else maker
+    command = [str(python), "-m", f"tests.peers.make_{module}_fixtures"]
+    command += ["--out", str(out / "families")] if maker == "families" else ["--out", str(out), *options]
+    print(f"peers: making {maker}", flush=True)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise PeerMissing(f"{maker}: the peer failed:\n{done.stderr[-3000:]}")
+
+
+def copy_outputs(source: Path, target: Path, makers: list[str]) -> None:
+    """Copy what these makers write."""
+    for pattern in (pattern for maker in makers for pattern in FILES[maker]):
+        for path in source.glob(pattern):
+            destination = target / path.name
+            if path.is_dir():
+                shutil.rmtree(destination, ignore_errors=True)
+                shutil.copytree(path, destination)
+            else:
+                shutil.copy(path, destination)
+
+
+def check(makers: list[str], update: bool) -> list[str]:
+    """Make the outputs of these makers and compare or replace the stored ones; the differences."""
+    folder = peers_folder()
+    python = peers_python(folder)
+    programs = llama_bin(folder, python)
+    options = ["--llama-bin", str(programs)]
+    for name, model in MODELS.items():
+        options += [f"--{name}", str(resolve(model, download=True))]
+    with tempfile.TemporaryDirectory() as scratch:
+        made, stored = Path(scratch) / "made", Path(scratch) / "stored"
+        made.mkdir()
+        stored.mkdir()
+        for maker in makers:
+            make(maker, made, python, options)
+        if update:
+            copy_outputs(made, STORED, makers)
+            return []
+        copy_outputs(STORED, stored, makers)
+        return compare_folders(stored, made)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.peers", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=MAKERS, action="append", help="one kind of outputs (repeatable)")
+    parser.add_argument("--update", action="store_true", help="replace the stored outputs")
+    args = parser.parse_args()
+    try:
+        problems = check(args.only or list(MAKERS), args.update)
+    except (PeerMissing, EtudeError) as error:
+        print(f"peers: MISSING: {error}", file=sys.stderr)
+        return 2
+    for problem in problems:
+        print(f"peers: DIFFERS: {problem}", file=sys.stderr)
+    done = "replaced" if args.update else "made anew"
+    print(f"peers: {len(args.only or MAKERS)} kinds of outputs {done}, {len(problems)} differences")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
