@@ -10,7 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from etude.kernels.reference_quants import READABLE_TYPES
@@ -140,6 +140,10 @@ PLAIN = st.binary(min_size=1, max_size=12).map(lambda item: item.replace(b"\0", 
 HARD = st.one_of(st.binary(max_size=20), st.just(b"\0" * 9), st.just(b"x" * 255), st.just(b"y" * 700))
 
 
+@example([b"a\0b"] * 40, 1 << 16)
+@example([b"y" * 700, *[b"ab"] * 40], 1 << 16)
+@example([b""] * 40, 1 << 16)
+@example([b"ab"] * 40 + [b"\0" * 9] + [b"ab"] * 40, 1 << 16)
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(st.one_of(PLAIN, PLAIN, PLAIN, HARD), max_size=120),
