@@ -196,21 +196,25 @@ def attention_online(
 # --- distributions ----------------------------------------------------------------------------------------
 
 
+def _logsumexp(logits_TV: F32) -> NDArray[np.float64]:
+    peak = logits_TV.max(axis=-1).astype(np.float64)
+    total: NDArray[np.float64] = np.exp(logits_TV.astype(np.float64) - peak[..., None]).sum(axis=-1)
+    return np.asarray(peak + np.log(total), np.float64)
+
+
 def logsumexp(logits_TV: F32) -> F32:
     """(T,): m + log sum exp(x - m), m the maximum; summed in f64."""
-    peak = logits_TV.max(axis=-1).astype(np.float64)
-    total = np.exp(logits_TV.astype(np.float64) - peak[..., None]).sum(axis=-1)
-    return np.asarray(peak + np.log(total), np.float32)
+    return _logsumexp(logits_TV).astype(np.float32)
 
 
 def log_softmax(logits_TV: F32) -> F32:
-    """(T, V): x - logsumexp(x)."""
-    return logits_TV - logsumexp(logits_TV)[..., None]
+    """(T, V): x - logsumexp(x), subtracted in f64: an f32 logsumexp of 10,000 would be wrong by 5e-4."""
+    return (logits_TV - _logsumexp(logits_TV)[..., None]).astype(np.float32)
 
 
 def entropy(logits_TV: F32) -> F32:
     """(T,) in nats: -sum p log p of p = softmax(x); a token of logit -inf adds nothing."""
-    logprobs = logits_TV.astype(np.float64) - logsumexp(logits_TV).astype(np.float64)[..., None]
+    logprobs = logits_TV - _logsumexp(logits_TV)[..., None]
     terms = np.exp(logprobs) * np.where(np.isneginf(logprobs), 0.0, logprobs)
     return np.asarray(-terms.sum(axis=-1), np.float32)
 

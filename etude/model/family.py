@@ -189,7 +189,7 @@ def config_from_gguf(
     and for tensors that are missing or have another shape than the metadata says.
     """
     general = Fields(metadata, source)
-    if general.raw("general.type", "model") != "model":
+    if general.text("general.type", "model") != "model":
         raise general.error("general.type", "model (a LoRA adapter is given beside a model)")
     architecture = general.text("general.architecture")
     if architecture not in FAMILIES:
@@ -198,8 +198,8 @@ def config_from_gguf(
         )
     fields = Fields(metadata, source, architecture + ".")
     config = _gguf_config(architecture, fields, shapes, rope_freqs)
-    tokens = metadata.get("tokenizer.ggml.tokens", ())
-    if len(tokens) > config.n_vocab:
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list) and len(tokens) > config.n_vocab:
         raise EtudeError(f"{source}: {len(tokens)} tokens but an embedding of {config.n_vocab} rows")
     check_shapes(config, shapes, source)
     return config
@@ -304,7 +304,7 @@ def config_from_hf(config: Mapping[str, Any], source: str = "config.json") -> Mo
     Errors as in `config_from_gguf`; the tensors are checked by `check_shapes` when the folder is opened.
     """
     fields = Fields(config, source)
-    if fields.raw("model_type") == "gemma3":  # multimodal: run its language model
+    if fields.text("model_type") == "gemma3":  # multimodal: run its language model
         outer, fields = fields, fields.record("text_config")
         inherited = {
             "tie_word_embeddings": outer.flag("tie_word_embeddings", True),

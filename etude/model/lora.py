@@ -61,10 +61,10 @@ class LowRank(NamedTuple):
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """One adapter: y += scale * b (a x) at every place in `tensors`."""
+    """One adapter: y += scale * b (a x) at every (slot, layer) in `tensors`."""
 
     scale: float
-    tensors: Mapping[Place, LowRank]
+    tensors: Mapping[tuple[str, int], LowRank]
 
 
 def read_lora(path: Path | str, config: ModelConfig) -> LoraWeights:
@@ -214,7 +214,7 @@ def _pairs(path: Path, halves: Mapping[Place, Mapping[str, NDArray[np.float32]]]
 def _with_one_scale(scaled: Mapping[Place, tuple[LowRank, float]]) -> LoraWeights:
     """One common scale; where a pair's own differs, the ratio goes into b."""
     common = next((scale for _, scale in scaled.values() if scale), 1.0)
-    tensors = {
+    tensors: dict[tuple[str, int], LowRank] = {
         place: pair if scale == common else LowRank(pair.a, pair.b * np.float32(scale / common))
         for place, (pair, scale) in scaled.items()
     }

@@ -179,7 +179,8 @@ def table_from_hf(fields: Fields, dim: int, base: float, context_length: int) ->
         raise fields.error(
             "partial_rotary_factor", "1: models that rotate only a part of each head are not supported"
         )
-    kind = fields.choice("rope_type", ("default", "linear", "llama3", "yarn"), fields.raw("type", "default"))
+    kind_key = "rope_type" if "rope_type" in fields else "type"
+    kind = fields.choice(kind_key, ("default", "linear", "llama3", "yarn"), "default")
     original = fields.integer("original_max_position_embeddings", 1, MAX_CONTEXT, context_length)
     if kind == "default":
         return RopeTable(dim, base, original_context=original)
