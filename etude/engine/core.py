@@ -115,6 +115,10 @@ class EngineCore:
         """Whether `step` would return or compute something."""
         return bool(self._groups or self._events)
 
+    def is_live(self, request_id: int) -> bool:
+        """Whether completions of a request have not ended yet."""
+        return request_id in self._groups
+
     # ── requests ──
 
     def prepare(self, request: Request, *, hidden: Literal["all", "last"] | None = None) -> Sequence:
