@@ -79,8 +79,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.peers", description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=MAKERS, action="append", help="one kind of outputs (repeatable)")
     parser.add_argument("--update", action="store_true", help="replace the stored outputs")
+    parser.add_argument("--build", action="store_true", help="only build the peers, and say where they are")
     args = parser.parse_args()
     try:
+        if args.build:
+            print(llama_bin(peers_folder(), peers_python(peers_folder())))
+            return 0
         problems = check(args.only or list(MAKERS), args.update)
     except (PeerMissing, EtudeError) as error:
         print(f"peers: MISSING: {error}", file=sys.stderr)

@@ -1,0 +1,61 @@
+"""Finds llama.cpp's best setting for each kind of work: by single steps from its defaults, or all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_cpp import Group, LlamaCpp, Setting, all_settings, best_setting, neighbours
+
+SWEEP_GROUP = Group(32, 128, 16)
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The best setting of one kind of work ("prefill", "stream", "groups"), and all speeds tried."""
+
+    setting: Setting
+    speeds: dict[Setting, float]
+
+
+def climb(
+    start: Setting, measure: Callable[[Setting], float], cores: int, for_groups: bool
+) -> dict[Setting, float]:
+    """Try every single change of the best so far, until none is better; the speeds of all tried."""
+    speeds = {start: measure(start)}
+    while True:
+        best = best_setting(speeds)
+        untried = [setting for setting in neighbours(best, cores, for_groups) if setting not in speeds]
+        if not untried:
+            return speeds
+        speeds |= {setting: measure(setting) for setting in untried}
+        if best_setting(speeds) == best:
+            return speeds
+
+
+def confirmed(
+    speeds: dict[Setting, float], measure: Callable[[Setting], float], n_best: int = 3
+) -> dict[Setting, float]:
+    """The best few once more, with the better of both runs: one disturbed run must not decide."""
+    best = sorted(speeds, key=lambda setting: -speeds[setting])[:n_best]
+    return speeds | {setting: max(speeds[setting], measure(setting)) for setting in best}
+
+
+def sweep(peer: LlamaCpp, model: Path, full: bool, group: Group = SWEEP_GROUP) -> dict[str, Winner]:
+    """The winners for prefill, stream and groups on this model."""
+    measures: dict[str, Callable[[Setting], float]] = {
+        "prefill": lambda setting: peer.single(model, setting, 256, 0)["prefill"],
+        "stream": lambda setting: peer.single(model, setting, 0, 32)["stream"],
+        "groups": lambda setting: peer.groups(model, setting, [group])[group],
+    }
+    winners = {}
+    for work, measure in measures.items():
+        for_groups = work == "groups"
+        if full:
+            speeds = {setting: measure(setting) for setting in all_settings(peer.cores, for_groups)}
+        else:
+            speeds = climb(Setting(peer.cores), measure, peer.cores, for_groups)
+        speeds = confirmed(speeds, measure)
+        winners[work] = Winner(best_setting(speeds), speeds)
+    return winners
