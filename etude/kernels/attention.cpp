@@ -52,6 +52,8 @@ static void dot_keys(const AttentionShape& shape, const uint8_t* k_page, int key
 // Masks one query's 32 scores, folds them into its running softmax and leaves exp(score - peak) in `scores`.
 static void fold(const AttentionShape& shape, int first_key, const AttentionRow& row, int head_stride, float* scores) {
   F s[2] = {load(scores), load(scores + 16)};
+  if (shape.softcap > 0)
+    for (F& part : s) part = softcap(part, shape.softcap);
   const int first_seen = shape.window ? row.position - shape.window + 1 : 0;
   if (first_key + chunk - 1 > row.position || first_key < first_seen)
     for (int h = 0; h < 2; h++) {

@@ -29,7 +29,7 @@ void bind_model(nb::module_& m) {
       .def(
           "__init__",
           [](Model* self, int n_layers, int d_model, int n_heads, int n_kv_heads, int head_dim, int d_ff, int n_vocab, float norm_eps, float attention_scale,
-             float embedding_scale, const std::string& activation, I32 windows, I32 rope_of_layer, F32 inv_freqs, F32 rope_scales) {
+             float embedding_scale, float logit_softcap, float attention_softcap, const std::string& activation, I32 windows, I32 rope_of_layer, F32 inv_freqs, F32 rope_scales) {
             ModelShape s;
             s.n_layers = n_layers;
             s.d_model = d_model;
@@ -41,6 +41,8 @@ void bind_model(nb::module_& m) {
             s.norm_eps = norm_eps;
             s.attention_scale = attention_scale;
             s.embedding_scale = embedding_scale;
+            s.logit_softcap = logit_softcap;
+            s.attention_softcap = attention_softcap;
             if (activation != "silu" && activation != "gelu_tanh") throw nb::value_error("activation must be silu or gelu_tanh");
             s.gelu_tanh = activation == "gelu_tanh";
             s.windows = ints(windows);
@@ -52,7 +54,7 @@ void bind_model(nb::module_& m) {
             new (self) Model(std::move(s));
           },
           nb::kw_only(), "n_layers"_a, "d_model"_a, "n_heads"_a, "n_kv_heads"_a, "head_dim"_a, "d_ff"_a, "n_vocab"_a, "norm_eps"_a, "attention_scale"_a,
-          "embedding_scale"_a, "activation"_a, "windows"_a.noconvert(), "rope_of_layer"_a.noconvert(), "inv_freqs"_a.noconvert(), "rope_scales"_a.noconvert())
+          "embedding_scale"_a, "logit_softcap"_a, "attention_softcap"_a, "activation"_a, "windows"_a.noconvert(), "rope_of_layer"_a.noconvert(), "inv_freqs"_a.noconvert(), "rope_scales"_a.noconvert())
       .def(
           "set_matrix",
           [](Model& self, const std::string& slot, int layer, int ggml_type, int n, int k, U8 data, std::optional<I32> row_order) {

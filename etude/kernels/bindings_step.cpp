@@ -11,10 +11,16 @@ using namespace etude;
 namespace {
 
 struct StepOutput {
-  NumpyArray<int32_t> token_ids, top_ids;
-  NumpyArray<float> logprobs, raw_logprobs, entropies, top_logprobs;
-  nb::object logits, hidden;
+  nb::object token_ids, logprobs, raw_logprobs, entropies, top_ids, top_logprobs, logits, hidden;  // numpy arrays or None
 };
+
+// A new array in `to`; where its values go.
+template <class T>
+T* place(nb::object& to, std::initializer_list<size_t> shape) {
+  NumpyArray<T> array = new_array<T>(shape);
+  to = nb::cast(array);
+  return array.data();
+}
 
 const int32_t* checked(const char* name, const I32& a, size_t size) {
   if (a.ndim() != 1 || a.size() != size)
@@ -65,20 +71,18 @@ StepOutput step(Decoder& self, I32 token_ids, I32 first_token, I32 first_positio
     in.masks.back() = mask.data();
   }
   const size_t top = size_t(std::max(0, in.max_top));
-  StepOutput out{new_array<int32_t>({wanted}), new_array<int32_t>({wanted, top}), new_array<float>({wanted}), new_array<float>({wanted}),
-                 new_array<float>({wanted}),   new_array<float>({wanted, top}),   nb::none(),                 nb::none()};
-  std::fill(out.top_ids.data(), out.top_ids.data() + wanted * top, -1);
-  StepResult result{out.token_ids.data(), out.top_ids.data(), out.logprobs.data(), out.raw_logprobs.data(), out.entropies.data(), out.top_logprobs.data()};
-  if (want_logits) {
-    auto logits = new_array<float>({wanted, size_t(n_vocab)});
-    result.logits = logits.data();
-    out.logits = nb::cast(logits);
-  }
-  if (want_hidden) {
-    auto hidden = new_array<float>({wanted, size_t(d_model)});
-    result.hidden = hidden.data();
-    out.hidden = nb::cast(hidden);
-  }
+  StepOutput out;
+  StepResult result{};
+  result.token_ids = place<int32_t>(out.token_ids, {wanted});
+  result.logprobs = place<float>(out.logprobs, {wanted});
+  result.raw_logprobs = place<float>(out.raw_logprobs, {wanted});
+  result.entropies = place<float>(out.entropies, {wanted});
+  result.top_ids = place<int32_t>(out.top_ids, {wanted, top});
+  result.top_logprobs = place<float>(out.top_logprobs, {wanted, top});
+  std::fill(result.top_ids, result.top_ids + wanted * top, -1);
+  out.logits = out.hidden = nb::none();
+  if (want_logits) result.logits = place<float>(out.logits, {wanted, size_t(n_vocab)});
+  if (want_hidden) result.hidden = place<float>(out.hidden, {wanted, size_t(d_model)});
   nb::gil_scoped_release release;
   self.step(in, result);
   return out;

@@ -21,7 +21,7 @@ void ActivationBuffer::reserve(int rows, int k) {
   rows_ = std::max(rows, rows_);
   k_ = kp;
   const size_t n = size_t(rows_) * kp, blocks = n / 32;
-  memory_ = Memory(n * 4 + n * 2 + n + blocks * 4 * 6);
+  memory_ = Memory(n * 4 + n * 2 + n + blocks * 4 * 7);
   uint8_t* p = memory_.as();
   auto place = [&p](auto*& field, size_t count) {
     field = reinterpret_cast<std::remove_reference_t<decltype(field)>>(p);
@@ -31,6 +31,7 @@ void ActivationBuffer::reserve(int rows, int k) {
   place(view.bf16, n);
   place(view.q, n);
   place(view.scale, blocks);
+  place(view.unbias, blocks);
   place(view.scaled_sum, blocks);
   place(view.bias8, blocks);
   place(view.bias128, blocks);

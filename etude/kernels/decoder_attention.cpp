@@ -113,6 +113,7 @@ void Decoder::attend_split(int layer, const Piece& piece, int split, const Atten
   shape.type_k = cache_.type_k;
   shape.type_v = cache_.type_v;
   shape.window = shape_.windows[layer];
+  shape.softcap = shape_.attention_softcap;
   int last = 0, first_seen = std::numeric_limits<int>::max();
   for (int t = piece.begin; t < piece.end; t++) {
     last = std::max(last, position_of_[t]);

@@ -47,8 +47,12 @@ void Decoder::output(const StepInput& in, const StepResult& out, int thread) {
     pool_.barrier();
     float* logits = logits_.as<float>();
     const int piece = piece_of(head.tiles);
-    for (int begin; (begin = pool_.take(piece)) < head.tiles;)
-      k_.matmul(head, act_head_.view, 0, rows, begin, std::min(begin + piece, head.tiles), logits, vocab_stride_);
+    for (int begin; (begin = pool_.take(piece)) < head.tiles;) {
+      const int end = std::min(begin + piece, head.tiles);
+      k_.matmul(head, act_head_.view, 0, rows, begin, end, logits, vocab_stride_);
+      if (shape_.logit_softcap > 0)
+        for (int i = 0; i < rows; i++) k_.softcap_row(logits + size_t(i) * vocab_stride_ + begin * 16, shape_.logit_softcap, (end - begin) * 16);
+    }
     pool_.barrier();
     const int row_begin = int(std::lower_bound(row_of_.begin(), row_of_.end(), first) - row_of_.begin());
     const int row_end = int(std::lower_bound(row_of_.begin(), row_of_.end(), first + rows) - row_of_.begin());

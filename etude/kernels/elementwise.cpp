@@ -20,7 +20,8 @@ static inline void store_part(float* p, F a, int n) {
   for (int i = 0; i < n; i++) p[i] = t[i];
 }
 
-// One block of 32 to int8: scale = amax / 127, q = round_to_nearest_even(x * 127 / amax). Blocks below 1e-30 count as zero.
+// One block of 32 to int8: scale = amax / 127 with the two lowest bits cleared, q = round_to_nearest_even(x * 127 / amax).
+// Blocks below 1e-30 count as zero.
 static void encode_block(F a, F b, Activations& x, size_t r, int block) {
   const size_t i = r * (x.k_padded / 32) + block;
   const float peak = max_lane(max(abs(a), abs(b)));
@@ -31,10 +32,11 @@ static void encode_block(F a, F b, Activations& x, size_t r, int block) {
   store_i8(q, qa);
   store_i8(q + 16, qb);
   const int32_t sum_a = sum_i(qa), sum_b = sum_i(qb), total = sum_a + sum_b;
-  x.scale[i] = tiny ? 0.0f : peak / 127.0f;
+  x.scale[i] = tiny ? 0.0f : bits_to_f32(f32_to_bits(peak / 127.0f) & ~3u);
+  x.unbias[i] = -float_bias * x.scale[i];
   x.scaled_sum[i] = x.scale[i] * float(total);
-  x.bias8[i] = -8 * total;
-  x.bias128[i] = -128 * total;
+  x.bias8[i] = int_bias - 8 * total;
+  x.bias128[i] = int_bias - 128 * total;
   x.sum16[2 * i] = sum_a;
   x.sum16[2 * i + 1] = sum_b;
 }
@@ -93,6 +95,10 @@ void rope(float* head, const float* cosine, const float* sine, int half) {
 
 void scale_row(float* y, float factor, int n) {
   for (int i = 0; i < n; i += 16) store_part(y + i, load_part(y + i, n - i) * set1(factor), n - i);
+}
+
+void softcap_row(float* y, float cap, int n) {
+  for (int i = 0; i < n; i += 16) store_part(y + i, softcap(load_part(y + i, n - i), cap), n - i);
 }
 
 void convert(CacheType type, const float* x, int n, void* out) {

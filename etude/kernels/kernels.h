@@ -46,6 +46,10 @@ inline unsigned encoding_for(const Matrix& m) {
   return m.codes == Codes::f32 || m.codes == Codes::f16 ? encode_f32 : m.codes == Codes::bf16 ? encode_bf16 : encode_i8;
 }
 
+// An integer accumulator starts at int_bias, so that its bits read as a float are float_bias + sum, exact for |sum| < 2^22.
+constexpr int32_t int_bias = 0x4b400000;
+constexpr float float_bias = 12582912.0f;  // 1.5 * 2^23
+
 // Inputs X (t, k) of a matrix product, encoded once for all matrices that read them. Row r of each array starts at
 // r * its stride; k_padded is a multiple of 32. i8: x ~ scale[block] * q, scale = amax / 127 (1 scale for 32 inputs).
 struct Activations {
@@ -53,10 +57,11 @@ struct Activations {
   float* f32 = nullptr;        // (t, k_padded)
   uint16_t* bf16 = nullptr;    // (t, k_padded)
   int8_t* q = nullptr;         // (t, k_padded)
-  float* scale = nullptr;      // (t, k_padded / 32)
+  float* scale = nullptr;      // (t, k_padded / 32), 22 bits of mantissa (see matmul.cpp)
+  float* unbias = nullptr;     // (t, k_padded / 32) -float_bias * scale, exact
   float* scaled_sum = nullptr; // (t, k_padded / 32) scale * sum of q, for formats with a minimum
-  int32_t* bias8 = nullptr;    // (t, k_padded / 32) -8 * sum of q: takes the offset out of 4-bit codes
-  int32_t* bias128 = nullptr;  // (t, k_padded / 32) -128 * sum of q: out of 8-bit codes
+  int32_t* bias8 = nullptr;    // (t, k_padded / 32) int_bias - 8 * sum of q: takes the offset out of 4-bit codes
+  int32_t* bias128 = nullptr;  // (t, k_padded / 32) int_bias - 128 * sum of q: out of 8-bit codes
   int32_t* sum16 = nullptr;    // (t, k_padded / 16) sums over 16 inputs, for types with sub-blocks of 16
 };
 
@@ -69,6 +74,7 @@ struct AttentionShape {
   int page_tokens = 0;
   CacheType type_k = CacheType::f16, type_v = CacheType::f16;
   int window = 0;     // 0: full
+  float softcap = 0;  // of scores (Gemma 2); 0: off
 };
 
 // Running softmax of one query: sum of exp(score - peak) * v, in chunks of 32 keys in order of position
@@ -98,6 +104,7 @@ struct Kernels {
   void (*attend)(const AttentionShape& shape, const uint8_t* k_page, const uint8_t* v_page, int first_key_in_page, int first_key,
                  const AttentionRow* rows, int count);
   void (*scale_row)(float* y, float factor, int n);
+  void (*softcap_row)(float* y, float cap, int n);  // y = cap * tanh(y / cap)
   // n values as f16 or bf16 (or copied for f32), rounded to nearest even
   void (*convert)(CacheType type, const float* x, int n, void* out);
   // W row r as f32 (k values), bit-equal to ggml's dequantisation

@@ -1,8 +1,11 @@
 // Y = X @ W^T on packed tiles: R tiles of 16 rows x T columns in registers, weights streamed once per T columns.
 //
 // Integer formats: s[row][t] = sum over a block of 32 of (code - offset) * q, exact in int32, then
-// y += scale_w[row] * scale_x[t] * s (+ minimum[row] * scaled_sum[t]). The sum over blocks runs in order of k in one
+// y += scale_w[row] * (scale_x[t] * s) (+ minimum[row] * scaled_sum[t]). The sum over blocks runs in order of k in one
 // accumulator per output, whatever R, T and the caller's split: a row of a batch is bit-equal to the row alone.
+//
+// scale_x * s costs one operation: the integer sum starts at int_bias, its bits are the float float_bias + s, and
+// fma(that, scale_x, -float_bias * scale_x) = round(scale_x * s), because scale_x has 22 bits and 1.5 * 2^23 needs two.
 #include "operators.h"
 #include "simd.h"
 
@@ -75,45 +78,52 @@ static inline W code_group(const uint8_t* codes, int g, Table table) {
 
 template <Codes C, Scales S, int R, int T>
 static void integer_tile(const Matrix& w, const Activations& x, int t0, int tile, float* y, size_t ldy) {
+  constexpr int parts = has_halves(S) ? 2 : 1, groups = 8 / parts;
   const int blocks = w.blocks;
   const Table table = C == Codes::table ? load_table(w.table) : Table{};
+  const size_t first = size_t(t0) * blocks;  // of the block-wise arrays of x
+  const int32_t* bias = (C == Codes::nibble ? x.bias8 : x.bias128) + first;
+  const float *scale = x.scale + first, *unbias = x.unbias + first, *scaled_sum = x.scaled_sum + first;
+  const int32_t* sum16 = x.sum16 + 2 * first;
+  const int8_t* q = x.q + size_t(t0) * x.k_padded;
   F acc[R][T];
   for (int r = 0; r < R; r++)
     for (int t = 0; t < T; t++) acc[r][t] = set1(0.0f);
-  const int32_t* bias = C == Codes::nibble ? x.bias8 : x.bias128;
   for (int b = 0; b < blocks; b++) {
-    constexpr int parts = has_halves(S) ? 2 : 1;
-    I s[R][T][parts];
-    for (int t = 0; t < T; t++)
-      for (int p = 0; p < parts; p++) {
-        I start = set1_i(0);
+    RowScales d[R];
+    for (int r = 0; r < R; r++)
+      d[r] = row_scales<S>(w.scale_data + (tile + r) * w.scale_stride + size_t(b) * scale_bytes(S),
+                           w.super_data + (tile + r) * w.super_stride + size_t(b / 8) * super_bytes(S));
+#pragma GCC unroll 2
+    for (int p = 0; p < parts; p++) {
+      I s[R][T];
+      for (int t = 0; t < T; t++) {
+        const int i = t * blocks + b;
+        I start = set1_i(int_bias);
         if constexpr (has_halves(S) && !has_minimum(S))
-          start = set1_i((C == Codes::nibble ? -8 : -128) * x.sum16[size_t(t0 + t) * 2 * blocks + 2 * b + p]);
+          start = set1_i(int_bias + (C == Codes::nibble ? -8 : -128) * sum16[2 * i + p]);
         else if constexpr (!has_minimum(S))
-          start = set1_i(bias[size_t(t0 + t) * blocks + b]);
-        for (int r = 0; r < R; r++) s[r][t][p] = start;
+          start = set1_i(bias[i]);
+        for (int r = 0; r < R; r++) s[r][t] = start;
       }
 #pragma GCC unroll 8
-    for (int g = 0; g < 8; g++) {
-      W codes[R];
-      for (int r = 0; r < R; r++) codes[r] = code_group<C>(w.code_data + (tile + r) * w.code_stride + size_t(b) * code_bytes(C), g, table);
-      for (int t = 0; t < T; t++) {
-        const X4 q = broadcast4(x.q + size_t(t0 + t) * x.k_padded + 32 * b + 4 * g);
-        for (int r = 0; r < R; r++) s[r][t][g / 4 * (parts - 1)] = dot4(s[r][t][g / 4 * (parts - 1)], codes[r], q);
+      for (int g = p * groups; g < (p + 1) * groups; g++) {
+        W codes[R];
+        for (int r = 0; r < R; r++) codes[r] = code_group<C>(w.code_data + (tile + r) * w.code_stride + size_t(b) * code_bytes(C), g, table);
+        for (int t = 0; t < T; t++) {
+          const X4 four = broadcast4(q + size_t(t) * x.k_padded + 32 * b + 4 * g);
+          for (int r = 0; r < R; r++) s[r][t] = dot4(s[r][t], codes[r], four);
+        }
       }
-    }
-    for (int r = 0; r < R; r++) {
-      const RowScales d = row_scales<S>(w.scale_data + (tile + r) * w.scale_stride + size_t(b) * scale_bytes(S),
-                                        w.super_data + (tile + r) * w.super_stride + size_t(b / 8) * super_bytes(S));
       for (int t = 0; t < T; t++) {
-        const size_t i = size_t(t0 + t) * blocks + b;
-        const F dx = set1(x.scale[i]);
-        F v = to_f32(s[r][t][0]) * dx;
-        acc[r][t] = fma(v, d.scale[0], acc[r][t]);
-        if constexpr (parts == 2) acc[r][t] = fma(to_f32(s[r][t][1]) * dx, d.scale[1], acc[r][t]);
-        if constexpr (has_minimum(S) && parts == 1) acc[r][t] = fma(d.minimum[0], set1(x.scaled_sum[i]), acc[r][t]);
-        if constexpr (has_minimum(S) && parts == 2)
-          for (int p = 0; p < 2; p++) acc[r][t] = fma(d.minimum[p], dx * set1(float(x.sum16[2 * i + p])), acc[r][t]);
+        const int i = t * blocks + b;
+        const F dx = set1(scale[i]), minus = set1(unbias[i]);
+        F sum = set1(0.0f);
+        if constexpr (has_minimum(S)) sum = parts == 1 ? set1(scaled_sum[i]) : dx * set1(float(sum16[2 * i + p]));
+        for (int r = 0; r < R; r++) {
+          acc[r][t] = fma(unbiased(s[r][t], dx, minus), d[r].scale[p], acc[r][t]);
+          if constexpr (has_minimum(S)) acc[r][t] = fma(d[r].minimum[p], sum, acc[r][t]);
+        }
       }
     }
   }
@@ -121,23 +131,38 @@ static void integer_tile(const Matrix& w, const Activations& x, int t0, int tile
     for (int t = 0; t < T; t++) store(y + size_t(t0 + t) * ldy + size_t(tile + r) * 16, acc[r][t]);
 }
 
-template <Codes C, Scales, int R, int T>
+// Codes::f32, f16: one input a step; bf16: a pair.
+template <Codes C, int R, int T>
 static void float_tile(const Matrix& w, const Activations& x, int t0, int tile, float* y, size_t ldy) {
+  constexpr int step = C == Codes::bf16 ? 2 : 1, row_bytes = C == Codes::f32 ? 64 : C == Codes::f16 ? 32 : 64;
   F acc[R][T];
   for (int r = 0; r < R; r++)
     for (int t = 0; t < T; t++) acc[r][t] = set1(0.0f);
-  constexpr int step = C == Codes::bf16 ? 2 : 1;
-  for (int k = 0; k < w.blocks * 32; k += step)
-    for (int t = 0; t < T; t++) {
-      const size_t i = size_t(t0 + t) * x.k_padded + k;
-      for (int r = 0; r < R; r++) {
-        const uint8_t* p = w.code_data + (tile + r) * w.code_stride + size_t(k) * (C == Codes::f32 ? 64 : 32);
-        if constexpr (C == Codes::bf16)
-          acc[r][t] = dot2(acc[r][t], load_pairs((const uint16_t*)p), broadcast_pair(x.bf16 + i));
-        else
-          acc[r][t] = fma(C == Codes::f32 ? load((const float*)p) : load_f16((const uint16_t*)p), set1(x.f32[i]), acc[r][t]);
+  const uint8_t* rows[R];
+  for (int r = 0; r < R; r++) rows[r] = w.code_data + (tile + r) * w.code_stride;
+  const float* xf = x.f32 + size_t(t0) * x.k_padded;
+  const uint16_t* xh = x.bf16 + size_t(t0) * x.k_padded;
+  const size_t stride = x.k_padded;
+  const int inputs = w.blocks * 32;
+#pragma GCC unroll 4
+  for (int k = 0; k < inputs; k += step) {
+    const size_t at = size_t(k / step) * row_bytes;
+    if constexpr (C == Codes::bf16) {
+      P pair[R];
+      for (int r = 0; r < R; r++) pair[r] = load_pairs((const uint16_t*)(rows[r] + at));
+      for (int t = 0; t < T; t++) {
+        const P in = broadcast_pair(xh + t * stride + k);
+        for (int r = 0; r < R; r++) acc[r][t] = dot2(acc[r][t], pair[r], in);
+      }
+    } else {
+      F value[R];
+      for (int r = 0; r < R; r++) value[r] = C == Codes::f32 ? load((const float*)(rows[r] + at)) : load_f16((const uint16_t*)(rows[r] + at));
+      for (int t = 0; t < T; t++) {
+        const F in = set1(xf[t * stride + k]);
+        for (int r = 0; r < R; r++) acc[r][t] = fma(value[r], in, acc[r][t]);
       }
     }
+  }
   for (int r = 0; r < R; r++)
     for (int t = 0; t < T; t++) store(y + size_t(t0 + t) * ldy + size_t(tile + r) * 16, acc[r][t]);
 }
@@ -145,7 +170,7 @@ static void float_tile(const Matrix& w, const Activations& x, int t0, int tile, 
 template <Codes C, Scales S, int R, int T>
 static void tile(const Matrix& w, const Activations& x, int t0, int tile, float* y, size_t ldy) {
   if constexpr (S == Scales::none)
-    float_tile<C, S, R, T>(w, x, t0, tile, y, ldy);
+    float_tile<C, R, T>(w, x, t0, tile, y, ldy);
   else
     integer_tile<C, S, R, T>(w, x, t0, tile, y, ldy);
 }

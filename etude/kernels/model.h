@@ -9,7 +9,7 @@ namespace etude {
 
 struct ModelShape {
   int n_layers = 0, d_model = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0, d_ff = 0, n_vocab = 0;
-  float norm_eps = 1e-5f, attention_scale = 1, embedding_scale = 1;
+  float norm_eps = 1e-5f, attention_scale = 1, embedding_scale = 1, logit_softcap = 0, attention_softcap = 0;
   bool gelu_tanh = false;
   std::vector<int> windows;         // (n_layers) sliding window in tokens, 0: full attention
   std::vector<int> rope_of_layer;   // (n_layers) row of inv_freqs

@@ -14,6 +14,7 @@ void rope(float* head, const float* cosine, const float* sine, int half);
 void attend(const AttentionShape& shape, const uint8_t* k_page, const uint8_t* v_page, int first_key_in_page, int first_key,
             const AttentionRow* rows, int count);
 void scale_row(float* y, float factor, int n);
+void softcap_row(float* y, float cap, int n);
 void convert(CacheType type, const float* x, int n, void* out);
 void decode_row(const Matrix& w, int row, float* out);
 float vocab_max(const float* x, int n);

@@ -227,6 +227,13 @@ static inline void store_bf16(uint16_t* p, F x) {
   for (int i = 0; i < 16; i++) p[i] = f32_to_bf16(t[i]);
 }
 
+// round(scale * (sum in `s` without int_bias)); see matmul.cpp for why one fused operation does it
+#if defined(__AVX2__)
+static inline F unbiased(I s, F scale, F minus_bias) { return fma(as_float(s), scale, minus_bias); }
+#else
+static inline F unbiased(I s, F scale, F) { return (as_float(s) - set1(12582912.0f)) * scale; }
+#endif
+
 // exp(x), relative error <= 2e-7 for x in [-87.3, 88.7]; 0 below, so exp(-inf) = 0. Cody-Waite reduction by ln 2 and a
 // degree-6 polynomial on [-ln2/2, ln2/2] (Cephes expf coefficients).
 static inline F exp(F x) {
@@ -243,6 +250,12 @@ static inline F exp(F x) {
   const F y = fma(p, r * r, r + set1(1.0f));
   const F scale = as_float(shift_left<23>(to_i32(n) + set1_i(127)));
   return where_positive(x - set1(-87.33f), y * scale, set1(0.0f));
+}
+
+// cap * tanh(x / cap)
+static inline F softcap(F x, float cap) {
+  const F one = set1(1.0f), e = exp(x * set1(2.0f / cap));
+  return set1(cap) * (one - set1(2.0f) / (e + one));
 }
 
 }  // namespace ETUDE_ISA
