@@ -137,7 +137,7 @@ def _check_placement(reader: _Reader, tensors: Sequence[TensorInfo], data_start:
 
 def shown(value: object) -> str:
     """For error texts: quoted, control characters escaped, cut to a line."""
-    text = repr(value)
+    text = repr(value).replace("\n", " ")  # numpy breaks lines
     return text if len(text) <= 80 else f"{text[:76]}...'"
 
 

@@ -48,6 +48,7 @@ def refused(tmp_path: Path, data: bytes) -> str:
     start = f"{tmp_path / 'bad.gguf'}: "
     assert text.startswith(start)
     assert len(text) < len(start) + 250
+    assert "\n" not in text
     return text[len(start) :]
 
 
@@ -81,6 +82,11 @@ CASES: list[tuple[str, Draft, str]] = [
     ("alignment true", alignment(1, BOOL), "general.alignment is True; allowed"),
     ("alignment 32.0", alignment(32.0, FLOAT32), "general.alignment is 32.0; allowed"),
     ("alignment 2 GB", alignment(1 << 31), "tensor 't' at offset 0 takes 16 bytes, but"),
+    (
+        "alignment list",
+        Draft([("general.alignment", ARRAY, Array(UINT32, list(range(500))))]),
+        "general.alignment is array([",
+    ),
     ("tensor twice", Draft([], [f32(), f32()]), "tensor 't' is a second 't'; names must be unique"),
     ("tensor unnamed", Draft([], [f32("")]), "tensor 1 of 1 is named b''; names must"),
     ("no dimensions", Draft([], [f32(dims=[])]), "tensor 't' has 0 dimensions; allowed are 1 to 4"),
