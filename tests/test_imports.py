@@ -9,8 +9,10 @@ already.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -155,6 +157,16 @@ def test_only_training_imports_torch() -> None:
                 assert target.split(".")[0] != "torch", (
                     f"{path}:{node.lineno}: inference must not import torch"
                 )
+
+
+def test_dependencies_are_declared_and_used() -> None:
+    """The base install brings what the package imports, and nothing else; the rest are the extras."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    declared = {re.split("[>=<]", dependency)[0] for dependency in project["dependencies"]}
+    targets = {
+        target.split(".")[0] for path in MODULES for _, target in imported(ast.parse(path.read_text()))
+    }
+    assert targets - set(sys.stdlib_module_names) - EXTRAS - {"etude"} == declared
 
 
 WITHOUT_TORCH = """
