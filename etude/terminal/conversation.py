@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, get_args
 
 from etude.model.rendered import RenderedPrompt
+from etude.model.thinking import ThinkingTags
 from etude.records import EtudeError, Finish, Message
 
 FORMAT = "etude chat 1"
@@ -45,14 +46,6 @@ class Template(Protocol):
     def render(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any
     ) -> RenderedPrompt: ...
-
-
-@dataclass(frozen=True)
-class Tags:
-    """What a model writes around its thinking."""
-
-    open: str = "<think>"
-    close: str = "</think>"
 
 
 @dataclass(frozen=True)
@@ -90,13 +83,13 @@ class Conversation:
         *,
         system: str | None = None,
         variables: Mapping[str, Any] | None = None,
-        tags: Tags | None = None,
+        tags: ThinkingTags | None = None,
     ) -> None:
         self.codec = codec
         self.template = template
         self.system = system
         self.variables = dict(variables or {})
-        self.tags = tags or Tags()
+        self.tags = tags or ThinkingTags()
         self.turns: list[Turn] = []
 
     # ── what happens ──
@@ -202,8 +195,8 @@ class Conversation:
         """Where the template's text stops before an answer, the answer's ids, and where the text goes on."""
         if text.count(mark.answer) != 1:
             raise EtudeError(
-                "the chat template leaves out or repeats earlier answers, so no conversation can be continued "
-                "with it; give another one with --chat-template"
+                "the chat template leaves out or repeats earlier answers, so no conversation can go on with "
+                "it; give another one with --chat-template"
             )
         at = text.index(mark.answer)
         following = at + len(mark.answer)
@@ -255,8 +248,8 @@ class Conversation:
         highest = max((max(turn.answer.ids, default=0) for turn in turns if turn.answer), default=0)
         if n_vocab != self.codec.n_vocab or highest >= self.codec.n_vocab:
             raise EtudeError(
-                f"it was saved with another vocabulary ({n_vocab} tokens, this model has {self.codec.n_vocab}), "
-                f"so its token ids mean something else here; load it with {record.get('model', 'its model')}"
+                f"it was saved with another vocabulary ({n_vocab} tokens, here are {self.codec.n_vocab}), so "
+                f"its token ids mean something else here; load it with {record.get('model', 'its model')}"
             )
         self.turns, self.system = turns, system
 

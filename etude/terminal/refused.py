@@ -130,7 +130,8 @@ SOURCES = (
 
 TEXT = (
     Refusal(("--jinja",), "every template is rendered by jinja2", ("LLAMA_ARG_JINJA",), ("", *TRUE_WORDS)),
-    Refusal(("--no-jinja",), "every template is rendered by jinja2; --chat-template NAME takes a built-in one",
+    Refusal(("--no-jinja",),
+            "every template is rendered by jinja2; --chat-template NAME takes a built-in one",
             ("LLAMA_ARG_NO_JINJA",)),
     Refusal(("--skip-chat-parsing",), "use --reasoning-format none", ("LLAMA_ARG_SKIP_CHAT_PARSING",),
             FALSE_WORDS),

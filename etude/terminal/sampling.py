@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from etude.records import (
@@ -15,6 +16,8 @@ from etude.records import (
     SamplingParams,
     Xtc,
 )
+from etude.terminal.answer import Manner
+from etude.terminal.escapes import unescape
 from etude.terminal.flags import SAMPLER_LETTERS
 from etude.terminal.options import Options, UsageError, nearest
 
@@ -63,9 +66,32 @@ def sampling_params(options: Options, *, logprobs: int = 0) -> SamplingParams:
         ignore_eos=options["ignore_eos"],
         samplers=samplers,
         max_tokens=None if options["predict"] < 0 else options["predict"],
-        stop=tuple(options["reverse_prompt"]),
+        stop=tuple(unescape(text) if options["escape"] else text for text in options["reverse_prompt"]),
         logprobs=logprobs,
         seed=None if options["seed"] == -1 else options["seed"],
+    )
+
+
+def manner_of(
+    options: Options, *, n_prompt: int, context: int, seed_offset: int = 0, logprobs: int = 0
+) -> Manner:
+    """How to answer a prompt of `n_prompt` tokens. A seed that was given moves on by `seed_offset`."""
+    params = sampling_params(options, logprobs=logprobs)
+    if params.seed is not None:
+        params = replace(params, seed=params.seed + seed_offset)
+    if options["predict"] == -2:
+        params = replace(params, max_tokens=context - n_prompt)
+    form = grammar(options)
+    if form is not None and options["reasoning_budget"] >= 0:
+        raise options.error(
+            "reasoning_budget", "works without a grammar only, which leaves no room for thinking"
+        )
+    return Manner(
+        params=params,
+        grammar=form,
+        special=options["special"],
+        budget=options["reasoning_budget"],
+        budget_message=options["reasoning_budget_message"],
     )
 
 

@@ -12,7 +12,8 @@ from etude.terminal.sampling import read_text
 def given_text(options: Options) -> str | None:
     """The text of -p, -f or --stdin; None if none was given.
 
-    Escapes are read in -p only, so that code stays code. One newline at the end of a file or of the standard input is not part of the text, as in llama.cpp.
+    Escapes are read in -p only, so that code stays code. One newline at the end of a file or of the standard
+    input is not part of the text, as in llama.cpp.
     """
     ways = [key for key in ("prompt", "file", "stdin") if options.values.get(key) not in (None, False)]
     if not ways:

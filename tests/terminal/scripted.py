@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from etude.engine.core import Counters
 from etude.engine.sequence import FinishedEvent
 from etude.records import Completion, EtudeError, Event, Finish, Request
 
@@ -12,9 +13,12 @@ from etude.records import Completion, EtudeError, Event, Finish, Request
 class ScriptedEngine:
     """`script(request)` gives the ids of a request's answer. Ends at `end_ids`, and at max_tokens."""
 
-    def __init__(self, script: Callable[[Request], Sequence[int]], end_ids: Iterable[int], context: int = 512) -> None:
+    def __init__(
+        self, script: Callable[[Request], Sequence[int]], end_ids: Iterable[int], context: int = 512
+    ) -> None:
         self.requests: list[Request] = []
         self.aborted: list[int] = []
+        self.counters = Counters()
         self.context = context
         self._script = script
         self._end_ids = frozenset(end_ids)
@@ -26,6 +30,7 @@ class ScriptedEngine:
         if len(request.prompt_ids) >= self.context:
             raise EtudeError("the prompt is too long")
         number = len(self.requests)
+        self.counters.computed_tokens += len(request.prompt_ids)
         self.requests.append(request)
         for index in range(request.n):
             self._running[number, index] = list(self._script(request))

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from etude.model.rendered import RenderedPrompt, mark_specials
+from etude.model.thinking import ThinkingTags
 from etude.model.tokenizer import Tokenizer
 from etude.records import EtudeError, Message
-from etude.terminal.conversation import Answer, Conversation, Tags
+from etude.terminal.conversation import Answer, Conversation
 from tests.terminal.tiny import tiny_metadata
 
 TOKENIZER = Tokenizer.from_metadata(tiny_metadata())
@@ -209,12 +210,16 @@ def test_a_base_model_completes_and_goes_on() -> None:
 
 
 def test_saved_and_loaded_is_the_same() -> None:
-    conversation = talk(system="S", tags=Tags())
+    conversation = talk(system="S", tags=ThinkingTags())
     conversation.ask("one ü")
     conversation.answer(said("1", thinking="<think>\nhm\n</think>\n\n", seed=7))
     text = conversation.to_json("tiny")
     record = json.loads(text)
-    assert (record["format"], record["model"], record["n_vocab"]) == ("etude chat 1", "tiny", TOKENIZER.n_vocab)
+    assert (record["format"], record["model"], record["n_vocab"]) == (
+        "etude chat 1",
+        "tiny",
+        TOKENIZER.n_vocab,
+    )
     other = talk()
     other.load_json(text)
     assert (other.turns, other.system) == (conversation.turns, "S")

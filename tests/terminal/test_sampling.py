@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from etude.records import DEFAULT_SAMPLERS, Dry, DynamicTemperature, Grammar, Mirostat, Penalties, SamplingParams, Xtc
+from etude.records import (
+    DEFAULT_SAMPLERS,
+    Dry,
+    DynamicTemperature,
+    Grammar,
+    Mirostat,
+    Penalties,
+    SamplingParams,
+    Xtc,
+)
 from etude.terminal.options import UsageError, parse
 from etude.terminal.sampling import grammar, sampling_params
 from etude.terminal.verbs import VERBS
@@ -51,7 +60,9 @@ def test_sequence_breakers() -> None:
 
 
 def test_mirostat() -> None:
-    assert params("--mirostat", "2", "--mirostat-ent", "4", "--mirostat-lr", "0.2").mirostat == Mirostat(2, 4.0, 0.2)
+    assert params("--mirostat", "2", "--mirostat-ent", "4", "--mirostat-lr", "0.2").mirostat == Mirostat(
+        2, 4.0, 0.2
+    )
     assert params().mirostat is None
 
 
