@@ -165,7 +165,7 @@ void bind_kernels(nb::module_& m) {
         if (x.ndim() != 1 || x.size() % 32) throw nb::value_error("x must be one row, a multiple of 32 long");
         ActivationBuffer buffer;
         buffer.reserve(1, int(x.size()));
-        kernels().encode(x.data(), int(x.size()), 0, int(x.size()), encode_i8, buffer.view, 0);
+        kernels().encode(x.data(), int(x.size()), encode_i8, buffer.view, 0);
         auto q = new_array<int8_t>({x.size()});
         auto scale = new_array<float>({x.size() / 32});
         std::copy(buffer.view.q, buffer.view.q + x.size(), q.data());

@@ -94,7 +94,7 @@ void multiply_once(const PackedMatrix& w, const float* x, int t, int threads, fl
   const Matrix& m = w.matrix;
   ActivationBuffer buffer;
   buffer.reserve(t, m.k);
-  for (int i = 0; i < t; i++) kernels().encode(x + size_t(i) * m.k, m.k, 0, buffer.view.k_padded, encoding_for(m), buffer.view, i);
+  for (int i = 0; i < t; i++) kernels().encode(x + size_t(i) * m.k, m.k, encoding_for(m), buffer.view, i);
   const size_t stride = size_t(m.tiles) * 16;
   std::vector<float> padded(stride * t);
   Pool pool(threads);

@@ -23,7 +23,8 @@ void Candidates::reset(const float* logits, int n_vocab) {
 
 Softmax Candidates::softmax_of_row() {
   if (!touched_ && row_inverse_ == inverse_temperature_) return row_softmax_;
-  Softmax now{touched_ ? kernels().vocab_max(logits_, n_vocab_) : row_softmax_.peak, 0, 0};
+  Softmax now;
+  now.peak = touched_ ? kernels().vocab_max(logits_, n_vocab_) : row_softmax_.peak;
   touched_ = false;
   row_inverse_ = inverse_temperature_;
   row_softmax_ = now;
@@ -37,13 +38,15 @@ Softmax Candidates::softmax_of_row() {
     now.total += sums_.back();
     weighted += block_weighted;
   }
-  now.entropy = std::max(0.0, std::log(now.total) - weighted / now.total);
+  now.log_total = std::log(now.total);
+  now.entropy = std::max(0.0, now.log_total - weighted / now.total);
   return row_softmax_ = now;
 }
 
 Softmax Candidates::softmax() {
   if (!listed_) return softmax_of_row();
-  Softmax now{-kInfinity, 0, 0};
+  Softmax now;
+  now.peak = -kInfinity;
   for (const Candidate& c : list_) now.peak = std::max(now.peak, c.logit);
   if (!(std::fabs(now.peak) < kInfinity)) return now;
   double weighted = 0;
@@ -54,7 +57,8 @@ Softmax Candidates::softmax() {
     now.total += weight;
     if (weight > 0) weighted += weight * t;
   }
-  now.entropy = std::max(0.0, std::log(now.total) - weighted / now.total);
+  now.log_total = std::log(now.total);
+  now.entropy = std::max(0.0, now.log_total - weighted / now.total);
   return now;
 }
 
@@ -80,7 +84,7 @@ int32_t Candidates::pick(const Softmax& now, double uniform, float* logit) const
 }
 
 double Candidates::log_probability(const Softmax& now, float logit) const {
-  return (double(logit) - double(now.peak)) * inverse_temperature_ - std::log(now.total);
+  return (double(logit) - double(now.peak)) * inverse_temperature_ - now.log_total;
 }
 
 float* Candidates::own_row() {

@@ -22,6 +22,7 @@ struct Softmax {
   float peak = 0;      // largest logit; NaN: some logit is NaN or +inf; -inf: no token is left
   double total = 0;    // sum of the weights
   double entropy = 0;  // nats
+  double log_total = 0;
 };
 
 // Order of preference in a truncation: ascending score, then ascending id. `mass` is the probability.

@@ -80,7 +80,7 @@ void Candidates::keep_best(int k) {
 
 // The logit at which a token has this log probability.
 float Candidates::as_logit(const Softmax& now, double log_probability) const {
-  return float(double(now.peak) + (log_probability + std::log(now.total)) / inverse_temperature_);
+  return float(double(now.peak) + (log_probability + now.log_total) / inverse_temperature_);
 }
 
 void Candidates::top_k(int k) {
@@ -90,9 +90,9 @@ void Candidates::top_k(int k) {
 }
 
 // A logit such that the tokens of the row at or above it hold the mass, and not many more. Most nuclei are small, so
-// the best 256 are tried first. Tokens under log probability log((1 - mass) / 2n) hold less than (1 - mass) / 2 together.
+// the best few are tried first. Tokens under log probability log((1 - mass) / 2n) hold less than (1 - mass) / 2 together.
 float Candidates::threshold_of_mass(const Softmax& now, double mass) {
-  for (int k = 256; k <= n_vocab_ / 64; k *= 8) {
+  for (int k = 32; k <= n_vocab_ / 64; k *= 8) {
     const float threshold = threshold_of_best(logits_, n_vocab_, k);
     select_above(logits_, n_vocab_, threshold, ids_);
     double held = 0;

@@ -20,8 +20,9 @@ void ActivationBuffer::reserve(int rows, int k) {
   if (rows <= rows_ && kp == k_) return;
   rows_ = std::max(rows, rows_);
   k_ = kp;
-  const size_t n = size_t(rows_) * kp, blocks = n / 32;
-  memory_ = Memory(n * 4 + n * 2 + n + blocks * 4 * 7);
+  view.residual_rows = rows_;
+  const size_t n = size_t(rows_) * kp, blocks = 2 * n / 32;  // int8 rows come with their residuals
+  memory_ = Memory(n * 4 + n * 2 + 2 * n + blocks * 4 * 7 + blocks + size_t(rows_) * 4);
   uint8_t* p = memory_.as();
   auto place = [&p](auto*& field, size_t count) {
     field = reinterpret_cast<std::remove_reference_t<decltype(field)>>(p);
@@ -29,13 +30,15 @@ void ActivationBuffer::reserve(int rows, int k) {
   };
   place(view.f32, n);
   place(view.bf16, n);
-  place(view.q, n);
+  place(view.q, 2 * n);
   place(view.scale, blocks);
   place(view.unbias, blocks);
   place(view.scaled_sum, blocks);
   place(view.bias8, blocks);
   place(view.bias128, blocks);
   place(view.sum16, 2 * blocks);
+  place(view.outlier_count, size_t(rows_));
+  place(view.outliers, blocks / 2);
 }
 
 Decoder::Decoder(const Model& model, Cache& cache, Pool& pool)
@@ -172,7 +175,7 @@ void Decoder::norm_and_encode(const float* weight, ActivationBuffer& to, unsigne
   std::vector<float> normed(d_stride_);
   for (int t; (t = pool_.take(1)) < tokens_;) {
     k_.rms_norm(x_.as<float>() + size_t(t) * d_stride_, weight, shape_.d_model, shape_.norm_eps, normed.data());
-    k_.encode(normed.data(), shape_.d_model, 0, to.view.k_padded, flags, to.view, t);
+    k_.encode(normed.data(), shape_.d_model, flags, to.view, t);
   }
   pool_.barrier();
 }
@@ -255,7 +258,7 @@ void Decoder::add_to_residual(int layer, Product p, const Activations& x, const 
   pool_.barrier();
 }
 
-// gate and up run over the same 32 columns, so a piece ends with its part of the next input encoded.
+// gate and up run over the same columns, so a piece ends with its part of the product.
 void Decoder::feed_forward(int layer) {
   const Layer& l = model_.layers[layer];
   const Activations& x = act_model_.view;
@@ -269,12 +272,11 @@ void Decoder::feed_forward(int layer) {
     const int end = std::min(begin + piece, tiles), column = begin * 16, width = std::min(end * 16, shape_.d_ff) - column;
     multiply_piece(layer, gate, x, begin, end);
     multiply_piece(layer, up, x, begin, end);
-    for (int t = 0; t < tokens_; t++) {
-      float* g = gate.y + size_t(t) * ff_stride_;
-      k_.gate(g + column, up.y + size_t(t) * ff_stride_ + column, width, shape_.gelu_tanh);
-      k_.encode(g, shape_.d_ff, column, std::min(round_up(end * 16, 32), act_ff_.view.k_padded), flags, act_ff_.view, t);
-    }
+    for (int t = 0; t < tokens_; t++)
+      k_.gate(gate.y + size_t(t) * ff_stride_ + column, up.y + size_t(t) * ff_stride_ + column, width, shape_.gelu_tanh);
   }
+  pool_.barrier();
+  for (int t; (t = pool_.take(1)) < tokens_;) k_.encode(gate.y + size_t(t) * ff_stride_, shape_.d_ff, flags, act_ff_.view, t);
   pool_.barrier();
   const Product down{&l[MatrixSlot::ffn_down], projected_.as<float>(), size_t(d_stride_), nullptr, MatrixSlot::ffn_down};
   add_to_residual(layer, down, act_ff_.view, l[VectorSlot::post_ffw_norm]);

@@ -174,7 +174,7 @@ void Decoder::gather_attention(const Layer& layer) {
       k_.scale_row(whole.out, 1.0f / *whole.total, dim);
       std::copy(whole.out, whole.out + dim, row.begin() + h * dim);
     }
-    k_.encode(row.data(), width, 0, act_attention_.view.k_padded, flags, act_attention_.view, t);
+    k_.encode(row.data(), width, flags, act_attention_.view, t);
   }
   pool_.barrier();
 }

@@ -39,7 +39,7 @@ void Decoder::output(const StepInput& in, const StepResult& out, int thread) {
     const int rows = std::min(logit_rows_, unique - first), d = shape_.d_model;
     for (int i; (i = pool_.take(1)) < rows;) {
       k_.rms_norm(x_.as<float>() + size_t(unique_[first + i]) * d_stride_, model_.output_norm.data(), d, shape_.norm_eps, normed.data());
-      k_.encode(normed.data(), d, 0, act_head_.view.k_padded, encoding_for(head), act_head_.view, i);
+      k_.encode(normed.data(), d, encoding_for(head), act_head_.view, i);
       if (!out.hidden) continue;
       const auto [begin, end] = std::equal_range(row_of_.begin(), row_of_.end(), first + i);
       for (auto r = begin; r != end; ++r) std::copy(normed.begin(), normed.begin() + d, out.hidden + size_t(r - row_of_.begin()) * d);

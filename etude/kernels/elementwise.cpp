@@ -8,6 +8,7 @@ namespace ETUDE_ISA {
 // Up to 16 values at p[0..n), zeros beyond.
 static inline F load_part(const float* p, int n) {
   if (n >= 16) return load(p);
+  if (n <= 0) return set1(0.0f);
   float t[16] = {};
   for (int i = 0; i < n; i++) t[i] = p[i];
   return load(t);
@@ -21,39 +22,58 @@ static inline void store_part(float* p, F a, int n) {
 }
 
 // One block of 32 to int8: scale = amax / 127 with the two lowest bits cleared, q = round_to_nearest_even(x * 127 / amax).
-// Blocks below 1e-30 count as zero.
-static void encode_block(F a, F b, Activations& x, size_t r, int block) {
+// Blocks below 1e-30 count as zero. Leaves x - scale * q in `values` and returns amax.
+static float encode_block(F (&values)[2], Activations& x, size_t r, int block) {
   const size_t i = r * (x.k_padded / 32) + block;
-  const float peak = max_lane(max(abs(a), abs(b)));
+  const float peak = max_lane(max(abs(values[0]), abs(values[1])));
   const bool tiny = peak < 1e-30f;
   const F inverse = set1(tiny ? 0.0f : 127.0f / peak);
-  const I qa = to_i32(a * inverse), qb = to_i32(b * inverse);
+  const float scale = tiny ? 0.0f : bits_to_f32(f32_to_bits(peak / 127.0f) & ~3u);
   int8_t* q = x.q + r * x.k_padded + size_t(block) * 32;
-  store_i8(q, qa);
-  store_i8(q + 16, qb);
-  const int32_t sum_a = sum_i(qa), sum_b = sum_i(qb), total = sum_a + sum_b;
-  x.scale[i] = tiny ? 0.0f : bits_to_f32(f32_to_bits(peak / 127.0f) & ~3u);
-  x.unbias[i] = -float_bias * x.scale[i];
-  x.scaled_sum[i] = x.scale[i] * float(total);
+  int32_t total = 0;
+  for (int h = 0; h < 2; h++) {
+    const I codes = to_i32(values[h] * inverse);
+    store_i8(q + 16 * h, codes);
+    const int32_t part = sum_i(codes);
+    x.sum16[2 * i + h] = part;
+    total += part;
+    values[h] = fma(set1(0.0f) - to_f32(codes), set1(scale), values[h]);
+  }
+  x.scale[i] = scale;
+  x.unbias[i] = -float_bias * scale;
+  x.scaled_sum[i] = scale * float(total);
   x.bias8[i] = int_bias - 8 * total;
   x.bias128[i] = int_bias - 128 * total;
-  x.sum16[2 * i] = sum_a;
-  x.sum16[2 * i + 1] = sum_b;
+  return peak;
 }
 
-void encode(const float* row, int k, int begin, int end, unsigned encodings, Activations& x, int r) {
+static void encode_int8(const float* row, int k, Activations& x, int r) {
+  F squares = set1(0.0f);
+  for (int i = 0; i < k; i += 16) {
+    const F v = load_part(row + i, k - i);
+    squares = fma(v, v, squares);
+  }
+  const float limit = outlier_ratio * outlier_ratio * sum(squares) / float(k);
+  uint16_t* outliers = x.outliers + size_t(r) * (x.k_padded / 32);
+  int count = 0;
+  for (int block = 0; block < x.k_padded / 32; block++) {
+    F values[2];
+    for (int h = 0; h < 2; h++) values[h] = load_part(row + 32 * block + 16 * h, k - 32 * block - 16 * h);
+    const float peak = encode_block(values, x, size_t(r), block);
+    if (peak * peak <= limit) continue;
+    outliers[count++] = uint16_t(block);
+    encode_block(values, x, size_t(r) + x.residual_rows, block);
+  }
+  x.outlier_count[r] = count;
+}
+
+void encode(const float* row, int k, unsigned encodings, Activations& x, int r) {
+  if (encodings & encode_i8) encode_int8(row, k, x, r);
   const size_t base = size_t(r) * x.k_padded;
-  for (int i = begin; i < end; i += 32) {
-    const F a = load_part(row + i, k - i), b = load_part(row + i + 16, k - i - 16);
-    if (encodings & encode_i8) encode_block(a, b, x, size_t(r), i / 32);
-    if (encodings & encode_f32) {
-      store(x.f32 + base + i, a);
-      store(x.f32 + base + i + 16, b);
-    }
-    if (encodings & encode_bf16) {
-      store_bf16(x.bf16 + base + i, a);
-      store_bf16(x.bf16 + base + i + 16, b);
-    }
+  for (int i = 0; i < x.k_padded; i += 16) {
+    const F v = load_part(row + i, k - i);
+    if (encodings & encode_f32) store(x.f32 + base + i, v);
+    if (encodings & encode_bf16) store_bf16(x.bf16 + base + i, v);
   }
 }
 

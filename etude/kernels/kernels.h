@@ -52,7 +52,15 @@ constexpr float float_bias = 12582912.0f;  // 1.5 * 2^23
 
 // Inputs X (t, k) of a matrix product, encoded once for all matrices that read them. Row r of each array starts at
 // r * its stride; k_padded is a multiple of 32. i8: x ~ scale[block] * q, scale = amax / 127 (1 scale for 32 inputs).
+//
+// Most of the error of plain int8 comes from the few blocks that hold an outlier: their scale drowns the other 31 values. Where
+// a block's amax is over outlier_ratio times the root mean square of its row, what int8 left over is encoded once more, as row
+// r + residual_rows of the same arrays, and multiplied in a second pass over that block.
+constexpr float outlier_ratio = 7.0f;
 struct Activations {
+  int residual_rows = 0;       // row offset of the residuals
+  uint16_t* outliers = nullptr;      // (t, k_padded / 32) blocks with a residual, ascending
+  int32_t* outlier_count = nullptr;  // (t) how many
   int k_padded = 0;            // stride of f32, q, bf16
   float* f32 = nullptr;        // (t, k_padded)
   uint16_t* bf16 = nullptr;    // (t, k_padded)
@@ -91,9 +99,8 @@ struct Kernels {
   const char* name;
   // Y (t, n) = X (t, k) @ W^T for tiles [tile_begin, tile_end); y row stride `ldy` floats, column 0 = row 0 of W.
   void (*matmul)(const Matrix& w, const Activations& x, int t_begin, int t_end, int tile_begin, int tile_end, float* y, size_t ldy);
-  // Encode inputs [begin, end) (multiples of 32, end <= k_padded) of the k at `row` into row r of `x`, as the flags say;
-  // inputs from k on are zeros.
-  void (*encode)(const float* row, int k, int begin, int end, unsigned encodings, Activations& x, int r);
+  // Encode the k inputs at `row` into row r of `x`, as the flags say; inputs from k to k_padded are zeros.
+  void (*encode)(const float* row, int k, unsigned encodings, Activations& x, int r);
   // y = x / sqrt(mean(x^2) + eps) * weight
   void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* y);
   void (*add)(float* y, const float* x, int n);                       // y += x

@@ -4,6 +4,8 @@
 // y += scale_w[row] * (scale_x[t] * s) (+ minimum[row] * scaled_sum[t]). The sum over blocks runs in order of k in one
 // accumulator per output, whatever R, T and the caller's split: a row of a batch is bit-equal to the row alone.
 //
+// A second pass over the blocks that hold an outlier of a column adds their residuals (kernels.h).
+//
 // scale_x * s costs one operation: the integer sum starts at int_bias, its bits are the float float_bias + s, and
 // fma(that, scale_x, -float_bias * scale_x) = round(scale_x * s), because scale_x has 22 bits and 1.5 * 2^23 needs two.
 #include "operators.h"
@@ -76,20 +78,23 @@ static inline W code_group(const uint8_t* codes, int g, Table table) {
   return nibbles;
 }
 
-template <Codes C, Scales S, int R, int T>
+// Residual (T = 1): adds the second pass to what y holds.
+template <Codes C, Scales S, int R, int T, bool Residual>
 static void integer_tile(const Matrix& w, const Activations& x, int t0, int tile, float* y, size_t ldy) {
   constexpr int parts = has_halves(S) ? 2 : 1, groups = 8 / parts;
   const int blocks = w.blocks;
   const Table table = C == Codes::table ? load_table(w.table) : Table{};
-  const size_t first = size_t(t0) * blocks;  // of the block-wise arrays of x
+  const size_t row = size_t(t0) + (Residual ? x.residual_rows : 0), first = row * blocks;
   const int32_t* bias = (C == Codes::nibble ? x.bias8 : x.bias128) + first;
   const float *scale = x.scale + first, *unbias = x.unbias + first, *scaled_sum = x.scaled_sum + first;
   const int32_t* sum16 = x.sum16 + 2 * first;
-  const int8_t* q = x.q + size_t(t0) * x.k_padded;
+  const int8_t* q = x.q + row * x.k_padded;
   F acc[R][T];
   for (int r = 0; r < R; r++)
-    for (int t = 0; t < T; t++) acc[r][t] = set1(0.0f);
-  for (int b = 0; b < blocks; b++) {
+    for (int t = 0; t < T; t++) acc[r][t] = Residual ? load(y + size_t(t0 + t) * ldy + size_t(tile + r) * 16) : set1(0.0f);
+  const uint16_t* outliers = x.outliers + size_t(t0) * blocks;
+  for (int n = 0, end = Residual ? x.outlier_count[t0] : blocks; n < end; n++) {
+    const int b = Residual ? outliers[n] : n;
     RowScales d[R];
     for (int r = 0; r < R; r++)
       d[r] = row_scales<S>(w.scale_data + (tile + r) * w.scale_stride + size_t(b) * scale_bytes(S),
@@ -172,7 +177,10 @@ static void tile(const Matrix& w, const Activations& x, int t0, int tile, float*
   if constexpr (S == Scales::none)
     float_tile<C, R, T>(w, x, t0, tile, y, ldy);
   else
-    integer_tile<C, S, R, T>(w, x, t0, tile, y, ldy);
+    integer_tile<C, S, R, T, false>(w, x, t0, tile, y, ldy);
+  if constexpr (S != Scales::none)
+    for (int t = t0; t < t0 + T; t++)
+      if (x.outlier_count[t]) integer_tile<C, S, R, 1, true>(w, x, t, tile, y, ldy);
 }
 
 // R tiles against all columns; the R tiles stay in the nearest cache while columns pass.

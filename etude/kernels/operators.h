@@ -6,7 +6,7 @@ namespace etude {
 namespace ETUDE_ISA {
 
 void matmul(const Matrix& w, const Activations& x, int t_begin, int t_end, int tile_begin, int tile_end, float* y, size_t ldy);
-void encode(const float* row, int k, int begin, int end, unsigned encodings, Activations& x, int r);
+void encode(const float* row, int k, unsigned encodings, Activations& x, int r);
 void rms_norm(const float* x, const float* weight, int n, float eps, float* y);
 void add(float* y, const float* x, int n);
 void gate(float* gate, const float* up, int n, bool gelu_tanh);

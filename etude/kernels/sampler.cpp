@@ -113,7 +113,7 @@ Sampled Sampler::sample(const float* logits, const uint32_t* allowed, int64_t po
   float logit;
   const int32_t id = candidates_.pick(now, Philox(seed_, index_, uint64_t(position)).uniform(0), &logit);
   const double log_p = candidates_.log_probability(now, logit);
-  const double raw = double(logits[id]) - double(raw_.peak) - std::log(raw_.total);
+  const double raw = double(logits[id]) - double(raw_.peak) - raw_.log_total;
   drawn_ = id;
   drawn_surprise_ = -log_p / std::log(2.0);
   return {id, float(std::min(log_p, 0.0)), float(std::min(raw, 0.0)), float(raw_.entropy)};
