@@ -7,6 +7,7 @@ way back serves libraries that want the JSON format, and folders that are saved 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def tokenizer_json(
             "use_regex": False,
         }
         splits = [
-            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+            {"type": "Split", "pattern": {"Regex": _plain(pattern)}, "behavior": "Isolated", "invert": False}
             for pattern in HUB_PATTERNS.get(pre, PRETOKENIZERS[pre].patterns)
         ]
         result["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*splits, byte_level]}
@@ -118,6 +119,12 @@ def merges_from_scores(vocabulary: Vocabulary, scores: Sequence[float]) -> list[
         ranked += [(-scores[index], index, pair) for pair in pairs]
     ranked.sort()
     return [[vocabulary.texts[left], vocabulary.texts[right]] for _, _, (left, right) in ranked]
+
+
+def _plain(pattern: str) -> str:
+    r"""A pattern with characters for \u and \U escapes, the longer of which that library does not know."""
+    escape = re.compile(r"\\u([0-9a-f]{4})|\\U([0-9a-f]{8})")
+    return escape.sub(lambda match: chr(int(match[1] or match[2], 16)), pattern)
 
 
 def _sentencepiece_steps(prefix: bool) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class SpecialTexts:
         }
 
     def occurring(self, text: str) -> list[int]:
-        """Ids of the tokens whose text occurs, in the order in which they parse: the longest (in bytes) first."""
+        """Ids of the tokens whose text occurs, in the order in which they parse: longest (in bytes) first."""
         found: dict[int, int] = {}
         for start, texts in self._by_start.items():
             position = text.find(start)
