@@ -1,5 +1,4 @@
-"""Ids equal those of llama.cpp (stored) and of the `tokenizers` package (live); decoding gives the text
-back."""
+"""Ids equal llama.cpp's (stored) and those of the `tokenizers` package (live); decoding gives the text back."""
 
 from __future__ import annotations
 
