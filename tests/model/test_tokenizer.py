@@ -1,4 +1,4 @@
-"""Ids equal llama.cpp's (stored) and those of the `tokenizers` package (live); decoding gives the text back."""
+"""Ids equal llama.cpp's (stored) and those of the `tokenizers` package (live); decoding gives a text back."""
 
 from __future__ import annotations
 
