@@ -1,6 +1,7 @@
 #include "pack.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <thread>
