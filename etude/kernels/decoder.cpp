@@ -10,6 +10,10 @@ namespace {
 
 int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
+void grow(Memory& memory, size_t floats) {
+  if (memory.bytes() < floats * 4) memory = Memory(floats * 4);
+}
+
 [[noreturn]] void refuse(const std::string& text) { throw std::invalid_argument(text); }
 
 }  // namespace
@@ -71,40 +75,27 @@ void Decoder::check(const StepInput& in) const {
 
 void Decoder::reserve(int tokens) {
   const size_t t = tokens;
-  if (t > capacity_) {
-    x_ = Memory(t * d_stride_ * 4);
-    projected_ = Memory(t * d_stride_ * 4);
-    q_ = Memory(t * q_stride_ * 4);
-    key_ = Memory(t * kv_stride_ * 4);
-    value_ = Memory(t * kv_stride_ * 4);
-    gate_ = Memory(t * ff_stride_ * 4);
-    up_ = Memory(t * ff_stride_ * 4);
-    cosine_ = Memory(t * shape_.rope_scales.size() * shape_.rope_half * 4);
-    sine_ = Memory(cosine_.bytes());
-    capacity_ = t;
-  }
+  grow(x_, t * d_stride_);
+  grow(projected_, t * d_stride_);
+  grow(q_, t * q_stride_);
+  grow(key_, t * kv_stride_);
+  grow(value_, t * kv_stride_);
+  grow(gate_, t * ff_stride_);
+  grow(up_, t * ff_stride_);
+  grow(cosine_, t * shape_.rope_scales.size() * shape_.rope_half);
+  grow(sine_, t * shape_.rope_scales.size() * shape_.rope_half);
+  grow(states_, t * shape_.n_heads * size_t(state_slots_) * (shape_.head_stride() + 2));
   act_model_.reserve(tokens, shape_.d_model);
   act_attention_.reserve(tokens, shape_.n_heads * shape_.head_dim);
   act_ff_.reserve(tokens, shape_.d_ff);
   // Logits of many rows (prompt logprobs) come in rounds of at most 64 MiB.
   const int most = std::max(8, int((size_t(64) << 20) / (size_t(vocab_stride_) * 4)));
-  const int logit_rows = std::min(int(unique_.size()), most);
-  if (logit_rows > logit_rows_) {
-    logits_ = Memory(size_t(logit_rows) * vocab_stride_ * 4);
-    logit_rows_ = logit_rows;
-  }
-  act_head_.reserve(std::max(1, logit_rows), shape_.d_model);
-  const size_t state = t * shape_.n_heads * size_t(state_slots_) * (shape_.head_stride() + 2);
-  if (state > state_capacity_) {
-    states_ = Memory(state * 4);
-    state_capacity_ = state;
-  }
-  const size_t lora = lora_.empty() ? 0 : t * size_t(3 * lora_stride_ + std::max({q_stride_, ff_stride_, d_stride_}));
-  if (lora > lora_capacity_) {
-    lora_u_ = Memory(t * 3 * lora_stride_ * 4);
-    lora_y_ = Memory(t * 3 * size_t(std::max({q_stride_, ff_stride_, d_stride_})) * 4);
-    lora_capacity_ = lora;
-  }
+  logit_rows_ = std::min(int(unique_.size()), most);
+  grow(logits_, size_t(logit_rows_) * vocab_stride_);
+  act_head_.reserve(std::max(1, logit_rows_), shape_.d_model);
+  if (lora_.empty()) return;
+  grow(lora_u_, t * 3 * lora_stride_);
+  grow(lora_y_, t * 3 * size_t(std::max({q_stride_, kv_stride_, ff_stride_, d_stride_})));
 }
 
 void Decoder::plan_tokens(const StepInput& in) {

@@ -108,7 +108,6 @@ class Decoder {
   int lora_stride_ = 0, n_splits_ = 1, state_slots_ = 1;
 
   Memory x_, q_, key_, value_, projected_, gate_, up_, cosine_, sine_, states_, lora_u_, lora_y_;
-  size_t capacity_ = 0, state_capacity_ = 0, lora_capacity_ = 0;
   ActivationBuffer act_model_, act_attention_, act_ff_, act_head_;
   std::vector<std::vector<float>> scratch_;               // one a thread
   std::vector<std::vector<AttentionRow>> attention_rows_;  // likewise

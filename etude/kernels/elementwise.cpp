@@ -37,7 +37,7 @@ static float encode_block(F (&values)[2], Activations& x, size_t r, int block) {
     const int32_t part = sum_i(codes);
     x.sum16[2 * i + h] = part;
     total += part;
-    values[h] = fma(set1(0.0f) - to_f32(codes), set1(scale), values[h]);
+    values[h] = values[h] - to_f32(codes) * set1(scale);  // two roundings: the same bits on every path
   }
   x.scale[i] = scale;
   x.unbias[i] = -float_bias * scale;
