@@ -140,6 +140,9 @@ class Driver:
                 raise
             for event in events:
                 self._deliver(event)
+            for event in events:
+                if event.finish is not None and not self.core.is_live(event.request_id):
+                    self._inboxes.pop(event.request_id, None)
             if self._sleeping:
                 with self._mutex:
                     self._wake([inbox for inbox in self._sleeping if inbox.events])
@@ -157,8 +160,6 @@ class Driver:
                 inbox.arrived(event)
             except RuntimeError:  # its event loop has been closed
                 self.forget(event.request_id)
-        if event.finish is not None and not self.core.is_live(event.request_id):
-            self._inboxes.pop(event.request_id, None)
 
     def _wake(self, inboxes: list[Inbox]) -> None:
         for inbox in inboxes:

@@ -42,6 +42,16 @@ def test_many_threads():
     check_pages(driver.core)
 
 
+def test_completions_that_end_in_the_same_step_all_arrive():
+    driver = Driver(new_core())
+    inbox = Inbox()
+    driver.submit(driver.core.prepare(request([1, 2], n=8, max_tokens=4)), inbox)
+    ended = set()
+    for _ in range(4):
+        ended |= {event.index for event in driver.wait(inbox) if event.finish}
+    assert ended == set(range(8)) and not driver._inboxes and driver.step() == []
+
+
 def test_step_gives_only_the_events_of_plain_submits():
     driver = Driver(new_core())
     mine = driver.submit(driver.core.prepare(request([1, 2], max_tokens=30)))
