@@ -89,7 +89,7 @@ class Decoder {
   void feed_forward(int layer);
 
   void output(const StepInput& in, const StepResult& out, int thread);
-  void sample_row(const StepInput& in, const StepResult& out, int row, const float* logits, std::vector<float>& scratch);
+  void sample_row(const StepInput& in, const StepResult& out, int row, float* logits, std::vector<float>& scratch);
 
   int piece_of(int tiles) const;
   unsigned encodings(int layer, std::initializer_list<MatrixSlot> slots) const;

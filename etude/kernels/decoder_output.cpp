@@ -6,7 +6,7 @@
 
 namespace etude {
 
-void Decoder::sample_row(const StepInput& in, const StepResult& out, int row, const float* logits, std::vector<float>& scratch) {
+void Decoder::sample_row(const StepInput& in, const StepResult& out, int row, float* logits, std::vector<float>& scratch) {
   const int vocab = shape_.n_vocab;
   if (out.logits) std::memcpy(out.logits + size_t(row) * vocab, logits, size_t(vocab) * 4);
   if (in.n_top[row]) {
@@ -19,8 +19,12 @@ void Decoder::sample_row(const StepInput& in, const StepResult& out, int row, co
   }
   Sampled drawn;
   if (Sampler* sampler = in.samplers[row]) {
-    scratch.assign(logits, logits + vocab);  // the chain works in place and other rows may share these logits
-    drawn = sample(*sampler, scratch.data(), vocab, in.masks[row], int64_t(position_of_[in.rows[row]]) + 1);
+    const bool shared = (row > 0 && row_of_[row - 1] == row_of_[row]) || (row + 1 < in.n_rows && row_of_[row + 1] == row_of_[row]);
+    if (shared) {  // the chain works in place
+      scratch.assign(logits, logits + vocab);
+      logits = scratch.data();
+    }
+    drawn = sample(*sampler, logits, vocab, in.masks[row], int64_t(position_of_[in.rows[row]]) + 1);
     if (drawn.token_id >= 0) accept(*sampler, drawn.token_id);
   } else {
     drawn = score(logits, vocab, in.targets[row]);
