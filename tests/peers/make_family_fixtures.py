@@ -239,7 +239,7 @@ def main() -> None:
     for name, family in FAMILIES.items():
         make_family(name, family, out / name)
         print(name)
-    versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+    versions = {"transformers": transformers.__version__, "torch": torch.__version__.split("+")[0]}
     write_peer_record(out / "peers.json", versions, "python -m tests.peers.make_family_fixtures --out FOLDER")
 
 

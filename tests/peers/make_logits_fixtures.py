@@ -102,7 +102,7 @@ def main() -> None:
         print(name, models[name])
     versions = {
         "transformers": transformers.__version__,
-        "torch": torch.__version__,
+        "torch": torch.__version__.split("+")[0],
         "gguf": version("gguf"),
     }
     command = "python -m tests.peers.make_logits_fixtures --smollm2 FILE --gemma3 FILE --out FOLDER"
