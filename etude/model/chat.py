@@ -68,7 +68,7 @@ class ChatTemplate:
             raise ChatTemplateError(
                 f"the model has no chat template {name or 'default'!r}; it has: {', '.join(found) or 'none'}"
             )
-        return cls(found[name or "default"], _special_texts(metadata))
+        return cls(found[name or "default"], special_texts(metadata))
 
     @classmethod
     def builtin(cls, name: str) -> ChatTemplate:
@@ -146,7 +146,7 @@ def template_sources(metadata: Mapping[str, Any]) -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda item: item[0] != "default"))
 
 
-def _special_texts(metadata: Mapping[str, Any]) -> dict[str, str]:
+def special_texts(metadata: Mapping[str, Any]) -> dict[str, str]:
     """bos_token and the like, as far as the file has them."""
     tokens = metadata.get("tokenizer.ggml.tokens", ())
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
