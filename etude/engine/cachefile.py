@@ -69,8 +69,8 @@ def read_cache(path: Path, identity: CacheIdentity) -> tuple[NDArray[np.int32], 
         ours, theirs = getattr(identity, field.name), header.get(field.name)
         if ours != theirs:
             raise EtudeError(
-                f"{path}: was written with another {field.name} ({str(theirs)[:80]}, here {ours}); delete it, "
-                "or load the model as it was then"
+                f"{path}: was written with another {field.name} ({str(theirs)[:80]}, here {ours}); delete "
+                "it, or load the model as it was then"
             )
     n_tokens, at = header.get("n_tokens"), start + n_header
     if type(n_tokens) is not int or n_tokens < 0 or n_tokens % identity.page_tokens:

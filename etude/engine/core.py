@@ -67,13 +67,17 @@ class Limits:
     shift_keep: int | None = None
 
 
-@dataclass
-class Counters:
-    """Since the start: native calls, tokens computed, tokens drawn."""
+class Counters(NamedTuple):
+    """Since the start. steps: native calls; computed_tokens: tokens that ran through the model;
+    reused_tokens: tokens of requests that were found in the cache; drawn_tokens; preemptions: completions put
+    back for lack of pages.
+    """
 
-    steps: int = 0
-    computed_tokens: int = 0
-    drawn_tokens: int = 0
+    steps: int
+    computed_tokens: int
+    reused_tokens: int
+    drawn_tokens: int
+    preemptions: int
 
 
 class EngineCore:
@@ -93,7 +97,7 @@ class EngineCore:
         self.parts = parts
         self.limits = limits
         self.cache = cache
-        self.counters = Counters()
+        self._steps = self._computed_tokens = self._drawn_tokens = 0
         self.weights_version = 0
         self.adapters: dict[str, LoadedAdapter] = {}
         self.scheduler = Scheduler(
@@ -118,6 +122,18 @@ class EngineCore:
     def is_live(self, request_id: int) -> bool:
         """Whether completions of a request have not ended yet."""
         return request_id in self._groups
+
+    @property
+    def counters(self) -> Counters:
+        """What has been done."""
+        scheduler = self.scheduler
+        return Counters(
+            self._steps,
+            self._computed_tokens,
+            scheduler.n_reused,
+            self._drawn_tokens,
+            scheduler.n_preempted,
+        )
 
     # ── requests ──
 
@@ -228,9 +244,9 @@ class EngineCore:
             self._take_draws(batch, output)
             for reader in readers:
                 self._end_reading(reader)
-            self.counters.steps += 1
-            self.counters.computed_tokens += len(batch.arguments["token_ids"])
-            self.counters.drawn_tokens += len(batch.draws)
+            self._steps += 1
+            self._computed_tokens += len(batch.arguments["token_ids"])
+            self._drawn_tokens += len(batch.draws)
         events, self._events = self._events, []
         return events
 

@@ -158,7 +158,7 @@ def test_adapters_do_not_share_pages():
         done = drain(core)
         for a, item, number in zip(ids, items, (0, 1, 2, 1), strict=True):
             expect(done[a, 0], item, adapter=number)
-    assert core.scheduler.n_reused == 4 * 16
+    assert core.counters.reused_tokens == 4 * 16
     core.add_adapter("a", FakeAdapter(3))
     (a,) = submit(core, items[1])
     expect(drain(core)[a, 0], items[1], adapter=3)
@@ -202,10 +202,10 @@ def test_new_weights_while_requests_run():
         assert list(ids[:5]) == alone(item, index)[0][:5]
         rest = request([*range(1, 20), *ids[:5]], max_tokens=15)
         assert list(ids[5:]) == alone(rest, index, weights=1)[0]
-    reused = core.scheduler.n_reused
+    reused = core.counters.reused_tokens
     (a,) = submit(core, item)
     core.step()
-    assert core.scheduler.n_reused == reused + 16  # of what was computed after the change
+    assert core.counters.reused_tokens == reused + 16  # of what was computed after the change
     set_weights(core, 2, "abort")
     assert {completion.finish for completion in drain(core).values()} == {"abort"}
 

@@ -50,7 +50,7 @@ def test_preemption_changes_nothing():
     done = drain(core)
     for a, item in zip(ids, items, strict=True):
         expect(done[a, 0], item)
-    assert core.scheduler.n_preempted > 0
+    assert core.counters.preemptions > 0
 
 
 def test_a_request_that_fills_the_cache_alone_runs_beside_others():
@@ -72,7 +72,7 @@ def test_prefix_hit_equals_miss():
     before = core.counters.computed_tokens
     (b,) = submit(core, second)
     expect(drain(core)[b, 0], second)
-    assert core.scheduler.n_reused == 16
+    assert core.counters.reused_tokens == 16
     assert core.counters.computed_tokens - before == 21 - 16 + 5
 
 
@@ -85,7 +85,7 @@ def test_a_conversation_finds_its_own_answer():
     second = request([*range(1, 11), *answer, 4, 4], max_tokens=3)
     (b,) = submit(core, second)
     expect(drain(core)[b, 0], second)
-    assert core.scheduler.n_reused == 24  # 10 + 15 - 1 tokens were computed: six full pages
+    assert core.counters.reused_tokens == 24  # 10 + 15 - 1 tokens were computed: six full pages
 
 
 def test_prefix_of_a_busy_request_is_shared():
@@ -97,7 +97,7 @@ def test_prefix_of_a_busy_request_is_shared():
     second = request([*range(1, 18), 40], max_tokens=5)
     (b,) = submit(core, second)
     core.step()
-    assert core.scheduler.n_reused == 16
+    assert core.counters.reused_tokens == 16
     done = drain(core)
     expect(done[a, 0], first)
     expect(done[b, 0], second)
