@@ -32,7 +32,6 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import pass_context
 from jinja2.visitor import NodeTransformer
-from markupsafe import Markup
 
 TIME_LIMIT_S = 2.0
 """Processor time of the thread, so that a busy machine does not fail a good template."""
@@ -347,7 +346,7 @@ def _weighing(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def checked(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
-        return str(result) if isinstance(result, Markup) else weighed(result)
+        return str(result) if isinstance(result, str) else weighed(result)  # str: filters may make Markup
 
     checked.__dict__.update(getattr(function, "__dict__", {}))  # `abs` has none
     return checked
