@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from etude.model.gguf_write import write_gguf
+from etude.model.quants import GGMLType
 from etude.terminal.verbs import VERBS
 from tests.terminal.tiny import write_tiny
 
-RUNNERS = ("chat", "generate", "bench")
 READERS = ("chat", "generate", "bench", "info", "tokenize")
 
 
@@ -173,3 +175,295 @@ def test_a_truncated_model(tiny: Path, tmp_path: Path) -> None:
 
 def text_for(verb: str) -> list[str]:
     return ["-p", "hi"] if verb in ("generate", "tokenize", "chat") else []
+
+
+# ── generate ──
+
+
+def test_only_the_completion_on_stdout(tiny: Path) -> None:
+    done = etude("generate", "-m", tiny, "-no-cnv", "-p", "ab", "-n", "20", "--temp", "0")
+    again = etude("generate", tiny, "-no-cnv", "-p", "-", "-n", "20", "--temp", "0", stdin="ab\n")
+    assert done.returncode == again.returncode == 0
+    assert done.stdout and done.stdout == again.stdout and not done.stderr
+
+
+def test_the_prompt_and_the_speed_when_asked(tiny: Path) -> None:
+    bare = etude("generate", tiny, "-no-cnv", "-p", "a\\nb", "-n", "9", "--temp", "0")
+    done = etude(
+        "generate", tiny, "-no-cnv", "-p", "a\\nb", "-n", "9", "--temp", "0", "--display-prompt",
+        "--show-timings", "--verbose-prompt",
+    )  # fmt: skip
+    assert done.stdout == "a\nb" + bare.stdout
+    assert "prompt: 3 tokens" in done.stderr and "'\\n'" in done.stderr and "t/s" in done.stderr
+
+
+def test_a_seed_gives_the_same_again_and_variables_count(tiny: Path) -> None:
+    argv = ["generate", tiny, "-p", "hi", "--ignore-eos"]
+    env = environment(LLAMA_ARG_N_PREDICT="30", LLAMA_ARG_TEMPERATURE="1.5")
+    first = etude(*argv, "-s", "7", env=env)
+    assert first.stdout and first.stdout == etude(*argv, "-n", "30", "--temp", "1.5", "-s", "7").stdout
+    assert first.stdout != etude(*argv, "-n", "30", "--temp", "1.5", "-s", "8").stdout
+
+
+def test_records_of_several_samples(tiny: Path) -> None:
+    done = etude(
+        "generate", tiny, "-p", "hi", "-n", "6", "--samples", "3", "--json", "--logprobs", "2", "-s", "1",
+        "--temp", "1",
+    )  # fmt: skip
+    records = sorted(map(json.loads, done.stdout.splitlines()), key=lambda record: record["index"])
+    assert [record["index"] for record in records] == [0, 1, 2] and not done.stderr
+    for record in records:
+        n_tokens = len(record["token_ids"])
+        assert 1 <= n_tokens <= 6 and record["finish"] in ("eos", "length") and record["seed"] == 1
+        for key in ("logprobs", "raw_logprobs", "entropies", "top_logprobs"):
+            assert len(record[key]) == n_tokens, key
+        assert all(len(top) == 2 and top[0][1] >= top[1][1] for top in record["top_logprobs"])
+        assert record["text"] == record["thinking"] + record["answer"] or record["thinking"]
+        assert record["prompt_ids"] == records[0]["prompt_ids"] and record["weights_version"] == 0
+    assert set(records[0]) == {
+        "index", "text", "answer", "thinking", "finish", "seed", "weights_version", "prompt_ids", "token_ids",
+        "logprobs", "raw_logprobs", "entropies", "top_logprobs",
+    }  # fmt: skip
+
+
+def test_several_samples_as_text(tiny: Path) -> None:
+    argv = [
+        "generate",
+        tiny,
+        "-no-cnv",
+        "-p",
+        "ab",
+        "-n",
+        "4",
+        "--samples",
+        "3",
+        "-s",
+        "1",
+        "--regex",
+        "[a-z]{4}",
+    ]
+    done = etude(*argv)
+    assert re.fullmatch(r"([a-z]{1,4}\n){3}", done.stdout), done
+    assert etude(*argv, "-0").stdout == done.stdout.replace("\n", "\0")
+
+
+def test_a_form(tiny: Path) -> None:
+    one = {"x": {"enum": [1, 2]}}
+    schema = json.dumps(
+        {"type": "object", "properties": one, "required": ["x"], "additionalProperties": False}
+    )
+    done = etude("generate", tiny, "-p", "hi", "-n", "60", "-j", schema)
+    assert json.loads(done.stdout)["x"] in (1, 2), done
+
+
+def test_a_context_that_is_too_small(tiny: Path) -> None:
+    done = etude("generate", tiny, "-no-cnv", "-p", "x" * 100, "-c", "64", "-n", "5")
+    assert_one_message(done, 1, "100 tokens", "64")
+    done = etude("generate", tiny, "-no-cnv", "-p", "x" * 50, "-c", "64", "--ignore-eos", "--json")
+    assert len(json.loads(done.stdout)["token_ids"]) == 14
+    argv = ["-c", "64", "--ignore-eos", "--context-shift", "-n", "100", "--json", "--keep", "8"]
+    done = etude("generate", tiny, "-no-cnv", "-p", "x" * 50, *argv)
+    assert len(json.loads(done.stdout)["token_ids"]) == 100, done
+
+
+def test_a_prompt_cache(tiny: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "prompt.cache"
+    argv = [
+        "generate",
+        tiny,
+        "-no-cnv",
+        "-p",
+        "x" * 100,
+        "-n",
+        "9",
+        "--temp",
+        "0",
+        "--prompt-cache",
+        cache,
+        "--show-timings",
+    ]
+    first = etude(*argv)
+    assert cache.exists() and "reused" not in first.stderr
+    before = cache.read_bytes()
+    second = etude(*argv, "--prompt-cache-ro")
+    assert second.stdout == first.stdout and "(96 reused)" in second.stderr
+    assert cache.read_bytes() == before
+    assert_one_message(etude("generate", tiny, "-p", "x", "--prompt-cache-ro"), 2, "--prompt-cache-ro")
+
+
+def test_a_broken_pipe_is_silent(tiny: Path) -> None:
+    argv = [sys.executable, "-m", "etude", "generate", str(tiny), "-p", "hi", "-n", "300", "--ignore-eos"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
+        assert process.stdout and process.stderr
+        process.stdout.read(5)
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait(60) == 141
+
+
+def test_ctrl_c_ends_with_130(tiny: Path) -> None:
+    argv = [
+        sys.executable,
+        "-m",
+        "etude",
+        "generate",
+        str(tiny),
+        "-p",
+        "hi",
+        "--ignore-eos",
+        "--context-shift",
+    ]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
+        assert process.stdout and process.stderr
+        process.stdout.read(5)
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.wait(60) == 130 and process.stderr.read().strip() == b""
+
+
+# ── chat, piped ──
+
+
+def test_a_piped_chat_gives_answers_alone(tiny: Path) -> None:
+    argv = ["chat", tiny, "-n", "8", "-s", "3", "--regex", "[a-z]{8}"]
+    done = etude(*argv, stdin="hi\nmore\n/tokens\n")
+    assert done.returncode == 0 and re.fullmatch(r"([a-z]{1,8}\n){2}", done.stdout), done
+    assert "2 turns" in done.stderr
+    single = etude(*argv, "-p", "hi", "-st", stdin="never read\n")
+    assert single.stdout == done.stdout.splitlines()[0] + "\n"
+
+
+def test_a_piped_chat_with_a_message_that_fails(tiny: Path) -> None:
+    done = etude("chat", tiny, "-c", "64", "-n", "4", stdin="x" * 200 + "\nhi\n")
+    assert done.returncode == 1 and "the context holds 64" in done.stderr and done.stdout.count("\n") >= 1
+    done = etude(
+        "chat", tiny, "-c", "64", "-n", "40", "--context-shift", "--ignore-eos", stdin="one\ntwo\nthree\n"
+    )
+    assert done.returncode == 0 and "forgotten" in done.stderr
+
+
+def test_a_transcript(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "talk.txt"
+    done = etude("chat", tiny, "-n", "4", "--regex", "[a-z]{4}", "-o", path, stdin="hi\n")
+    assert path.read_text() == f"User:\nhi\n\nAssistant:\n{done.stdout}\n"
+    assert_one_message(etude("chat", tiny, "-o", "/nowhere/at/all", stdin="hi\n"), 2, "-o: cannot write")
+
+
+def test_a_base_model_says_so(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "base.gguf", template=None)
+    done = etude("chat", path, "-n", "4", stdin="Once\n")
+    assert done.returncode == 0 and "no chat template" in done.stderr and done.stdout
+    assert_one_message(etude("chat", path, "-sys", "S", stdin="hi\n"), 2, "-sys: this is a base model")
+    assert_one_message(etude("generate", path, "-cnv", "-p", "hi"), 2, "-cnv: this is a base model")
+    done = etude(
+        "generate", path, "--chat-template", "chatml", "-sys", "S", "-p", "hi", "-n", "4", "--verbose-prompt"
+    )
+    assert done.returncode == 0 and "<|im_start|>" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["--keep", "5"], ["--keep: no effect without --context-shift"]),
+        (["-rea", "off"], ["-rea: ", "enable_thinking"]),
+        (["--chat-template-kwargs", "[]"], ["--chat-template-kwargs: got '[]'"]),
+        (["--chat-template", "chatmul"], ["chatmul", "chatml"]),
+        (["-no-cnv", "-sys", "S"], ["-sys: no effect with -no-cnv"]),
+        (["--reasoning-budget", "5", "--reasoning-format", "none"], ["--reasoning-budget: no effect"]),
+        (["--reasoning-budget-message", "x"], ["--reasoning-budget-message: no effect"]),
+        (["--lora", "/nowhere/at/all"], ["'/nowhere/at/all'", "LoRA"]),
+        (["--lora-scaled", "x"], ["--lora-scaled: got 'x'"]),
+        (["--lora", "a,b"], ["one adapter"]),
+        (["-C", "xyz"], ["-C: got 'xyz'"]),
+        (["-Cr", "3-1"], ["-Cr: got '3-1'"]),
+        (["-t", "1", "-tb", "2"], ["-tb: got 2"]),
+        (["-sys", "a", "-sysf", "b"], ["-sysf: given already with -sys"]),
+        (["-f", "/nowhere/at/all"], ["cannot read"]),
+        (["--yarn-beta-fast", "3"], ["yarn"]),
+        (["--grammar", "root ::="], ["gramma"]),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_fit_the_model(tiny: Path, argv: list[str], parts: list[str]) -> None:
+    done = etude("chat", tiny, *argv, stdin="hi\n")
+    assert done.returncode in (1, 2) and not done.stdout and "Traceback" not in done.stderr
+    assert all(part in done.stderr for part in parts), done.stderr
+
+
+# ── tokenize and info ──
+
+
+def test_tokenize(tiny: Path) -> None:
+    ids = json.loads(etude("tokenize", tiny, "-p", "hé", "--ids").stdout)
+    assert len(ids) == 3
+    record = json.loads(etude("tokenize", tiny, "--stdin", "--json", stdin="hé\n").stdout)
+    assert record["ids"] == ids and record["n_tokens"] == 3
+    assert etude("tokenize", tiny, "--decode", ",".join(map(str, ids))).stdout == "hé\n"
+    assert etude("tokenize", tiny, "-p", "<|im_end|>", "--parse-special", "--ids").stdout == "[2]\n"
+    assert len(json.loads(etude("tokenize", tiny, "-p", "<|im_end|>", "--ids").stdout)) == 10
+    assert etude("tokenize", tiny, "-p", "a\\tb", "--show-count").stdout == "3\n"
+    assert etude("tokenize", tiny, "-p", "a\\tb", "--no-escape", "--show-count").stdout == "4\n"
+    assert re.search(r"-> 'h'$", etude("tokenize", tiny, "-p", "h").stdout, re.MULTILINE)
+    assert_one_message(etude("tokenize", tiny, "--decode", "999"), 1, "999", "0 to 260")
+    assert_one_message(etude("tokenize", tiny, "--decode", "9", "--ids"), 2, "--ids: no effect")
+
+
+def test_info(tiny: Path) -> None:
+    done = etude("info", tiny, "-c", "1024")
+    assert done.returncode == 0 and not done.stderr
+    for part in (
+        "llama 27K all F32",
+        "runs here     yes",
+        "26,944",
+        "blk.{0..1}.attn_q.weight",
+        "context of 1024",
+    ):
+        assert part in done.stdout, done.stdout
+    assert etude("info", tiny, "--template").stdout.startswith("{% for message")
+    assert "blk.1.attn_q.weight" in etude("info", tiny, "--tensors").stdout
+    record = json.loads(etude("info", tiny, "--json", "-ctk", "q8_0").stdout)
+    assert record["memory"] == {
+        "context": 512,
+        "weights_bytes": 26_944 * 4,
+        "cache_bytes": 2 * 512 * (16 + 4 + 32),
+    }
+    assert len(record["tensors"]) == 20 and record["runs"] is True
+
+
+def test_info_of_what_cannot_run(tmp_path: Path) -> None:
+    path = tmp_path / "exotic.gguf"
+    metadata = {
+        "general.architecture": "exotic", "exotic.block_count": 3, "exotic.context_length": 100,
+        "exotic.embedding_length": 64, "exotic.attention.head_count": 4,
+        "exotic.attention.head_count_kv": np.array([1, 2, 0], np.int32), "evil": "\x1b[2J\udc80",
+    }  # fmt: skip
+    write_gguf(path, metadata, [("a.weight", np.zeros((2, 32), np.float32), GGMLType.Q8_0)])
+    done = etude("info", path)
+    assert done.returncode == 0 and "runs here     no: " in done.stdout and "exotic" in done.stdout
+    assert "context of 100: 68 B of weights + 18.75 KiB of cache" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert json.loads(etude("info", path, "--json").stdout)["runs"] is False
+    assert_one_message(etude("info", path, "--template"), 1, "no chat template")
+    assert_one_message(etude("generate", path, "-p", "x"), 1, "exotic", "llama, qwen2, qwen3, gemma3")
+
+
+def test_info_of_a_folder() -> None:
+    folder = Path(__file__).parent / "data" / "peers" / "families" / "qwen3"
+    done = etude("info", folder)
+    assert done.returncode == 0 and "qwen3" in done.stdout and "model.layers.{0..1}" in done.stdout
+    assert etude("tokenize", folder, "-p", "ab", "--ids").stdout == "[97, 98]\n"
+    assert etude("generate", folder, "-p", "ab", "-n", "4", "-c", "32").returncode == 0
+
+
+# ── bench ──
+
+
+def test_bench(tiny: Path, tmp_path: Path) -> None:
+    argv = ["bench", tiny, "-p", "16", "-n", "4", "-r", "2", "-t", "1"]
+    done = etude(*argv, "--json", tmp_path / "rows.json", "-npl", "2,3", "-npp", "8", "-ntg", "4", "-pps")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) == 6 and lines[0].startswith("| model")
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["test"] for row in rows] == ["pp16", "tg4", "pl2 pps8+tg4", "pl3 pps8+tg4"]
+    assert all(row["avg_ts"] > 0 and len(row["samples_ns"]) == 2 and row["n_threads"] == 1 for row in rows)
+    assert [row.get("pl") for row in rows] == [None, None, 2, 3] and rows[2]["speed_tg"] > 0
+    piped = etude(*argv, "--json", "-", "-npl", "2", "-npp", "8", "-ntg", "4")
+    assert [row["test"] for row in json.loads(piped.stdout)] == ["pp16", "tg4", "pl2 pp8+tg4"]

@@ -135,7 +135,7 @@ class Writing:
             yield from self._keep(self._splitter.flush())
 
     def _run(self, interrupted: Callable[[], bool], started_s: float) -> Iterator[Piece]:
-        computed_before = self._engine.counters.computed_tokens
+        reused_before = self._engine.counters.reused_tokens
         running = self._submit()
         while True:
             if interrupted():
@@ -146,8 +146,7 @@ class Writing:
                     continue
                 if not self.timings.prompt_s:
                     self.timings.prompt_s = time.perf_counter() - started_s
-                    n_computed = self._engine.counters.computed_tokens - computed_before
-                    self.timings.n_reused = max(len(self._prompt_ids) - n_computed, 0)
+                    self.timings.n_reused = self._engine.counters.reused_tokens - reused_before
                 yield from self._take(event)
                 if event.finish is not None:
                     self._finished(event)

@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from etude.records import (
     Dry,
@@ -31,6 +32,9 @@ _ALIASES = {
 }
 _NOT_HERE = {"infill": "i", "adaptive_p": "a"}
 
+# values that switch a sampler off: for those that --samplers or --mirostat leave out
+_OFF = {"temp": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical": 1.0, "top_n_sigma": -1.0}
+
 # flags that act through one sampler of the chain: without it in --samplers they would do nothing
 _FLAGS_OF = {
     "penalties": ("repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty"),
@@ -43,20 +47,24 @@ _FLAGS_OF = {
     "xtc": ("xtc_probability", "xtc_threshold"),
     "temperature": ("temp", "dynatemp_range", "dynatemp_exp"),
 }
+_SAMPLER_OF = {key: name for name, keys in _FLAGS_OF.items() for key in keys}
 
 
 def sampling_params(options: Options, *, logprobs: int = 0) -> SamplingParams:
     """The SamplingParams that the flags ask for. Without a seed the engine picks one."""
     samplers = _samplers(options)
     mirostat = _mirostat(options)
-    temperature = options["temp"]
+    active = ("temperature",) if mirostat else samplers
+    values: dict[str, Any] = {
+        key: options[key] if _SAMPLER_OF[key] in active else off for key, off in _OFF.items()
+    }
     return SamplingParams(
-        temperature=temperature,
-        top_k=options["top_k"],
-        top_p=options["top_p"],
-        min_p=options["min_p"],
-        typical_p=options["typical"],
-        top_n_sigma=options["top_n_sigma"],
+        temperature=values["temp"],
+        top_k=values["top_k"],
+        top_p=values["top_p"],
+        min_p=values["min_p"],
+        typical_p=values["typical"],
+        top_n_sigma=values["top_n_sigma"],
         penalties=_penalties(options),
         dry=_dry(options),
         xtc=_xtc(options),

@@ -56,11 +56,11 @@ class Screen:
 
     def note(self, text: str) -> None:
         """Something about the session: dim, on the error output."""
-        print(self._styled(text, DIM), file=self.err, flush=True)
+        print(self._styled(self._harmless(text, self.err), DIM), file=self.err, flush=True)
 
     def error(self, text: str) -> None:
         """Something that did not work."""
-        print(self._styled(text, RED), file=self.err, flush=True)
+        print(self._styled(self._harmless(text, self.err), RED), file=self.err, flush=True)
 
     @property
     def _thinking_stream(self) -> TextIO:
@@ -69,10 +69,14 @@ class Screen:
     def _write(self, stream: TextIO, text: str, style: str = "") -> None:
         if not text:
             return
-        shown = text.translate(_VISIBLE) if stream.isatty() else text
+        shown = self._harmless(text, stream)
         stream.write(self._styled(shown, style) if style else shown)
         stream.flush()
         self._at_line_start = text.endswith("\n")
+
+    @staticmethod
+    def _harmless(text: str, stream: TextIO) -> str:
+        return text.translate(_VISIBLE) if stream.isatty() else text
 
     def _styled(self, text: str, style: str) -> str:
         return f"{style}{text}{PLAIN}" if self.color and text else text

@@ -18,7 +18,7 @@ class ScriptedEngine:
     ) -> None:
         self.requests: list[Request] = []
         self.aborted: list[int] = []
-        self.counters = Counters()
+        self.counters = Counters(0, 0, 0, 0, 0)
         self.context = context
         self._script = script
         self._end_ids = frozenset(end_ids)
@@ -30,7 +30,6 @@ class ScriptedEngine:
         if len(request.prompt_ids) >= self.context:
             raise EtudeError("the prompt is too long")
         number = len(self.requests)
-        self.counters.computed_tokens += len(request.prompt_ids)
         self.requests.append(request)
         for index in range(request.n):
             self._running[number, index] = list(self._script(request))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from etude.engine.sampling import check_params
 from etude.records import (
     DEFAULT_SAMPLERS,
     Dry,
@@ -37,8 +38,9 @@ def test_defaults() -> None:
 
 def test_everything_arrives() -> None:
     assert params(
-        *"--temp 0.5 --top-k 1 --top-p 0.5 --min-p 0.1 --typical 0.9 --top-nsigma 2 --repeat-penalty 1.1".split(),
-        *"--repeat-last-n -1 --presence-penalty 0.2 --frequency-penalty 0.3 --dry-multiplier 0.8 --dry-base 2".split(),
+        *"--temp 0.5 --top-k 1 --top-p 0.5 --min-p 0.1 --typical 0.9 --top-nsigma 2".split(),
+        *"--repeat-penalty 1.1 --repeat-last-n -1 --presence-penalty 0.2 --frequency-penalty 0.3".split(),
+        *"--dry-multiplier 0.8 --dry-base 2".split(),
         *"--dry-allowed-length 3 --dry-penalty-last-n 100 --xtc-probability 0.5 --xtc-threshold 0.2".split(),
         *"--dynatemp-range 0.4 --dynatemp-exp 2 -l 5+1.5 -l 7-inf --ignore-eos -n 9 -s 42 -r A -r B".split(),
     ) == SamplingParams(
@@ -60,9 +62,8 @@ def test_sequence_breakers() -> None:
 
 
 def test_mirostat() -> None:
-    assert params("--mirostat", "2", "--mirostat-ent", "4", "--mirostat-lr", "0.2").mirostat == Mirostat(
-        2, 4.0, 0.2
-    )
+    chain = params("--mirostat", "2", "--mirostat-ent", "4", "--mirostat-lr", "0.2", "--temp", "0.7")
+    assert chain == SamplingParams(temperature=0.7, mirostat=Mirostat(2, 4.0, 0.2))
     assert params().mirostat is None
 
 
@@ -77,7 +78,13 @@ def test_mirostat() -> None:
     ],
 )
 def test_the_chain(argv: list[str]) -> None:
-    assert params(*argv).samplers == ("top_k", "temperature")
+    """What is left out is off, whatever its default."""
+    assert params(*argv) == SamplingParams(temperature=0.8, top_k=40, samplers=("top_k", "temperature"))
+
+
+def test_every_setting_passes_the_engines_own_checks() -> None:
+    for argv in ("", "--mirostat 1", "--samplers min_p", "--sampler-seq kt", "--temp 0", "--samplers dry"):
+        check_params(params(*argv.split()), 100, frozenset({2}))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
-"""A model of 27,000 random weights with a vocabulary of bytes and ChatML's tokens: what it says is noise, and every
-mechanism of the terminal can be tried on it in a moment."""
+"""A model of 27,000 random weights with a vocabulary of bytes and ChatML's tokens.
+
+What it says is noise, and every mechanism of the terminal can be tried on it in a moment.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from etude.model.vocabulary import BYTE_CHARS
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 THINKING = ("<think>", "</think>")
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 FORGETFUL = CHATML.replace("message['content']", "message['content'].split('</think>')[-1].strip()")
@@ -62,9 +65,11 @@ def write_tiny(path: Path, template: str | None = CHATML, seed: int = 0) -> Path
     n_vocab, kv_width = len(metadata["tokenizer.ggml.tokens"]), KV_HEADS * WIDTH // HEADS
     shapes = {
         "attn_q": (WIDTH, WIDTH), "attn_k": (kv_width, WIDTH), "attn_v": (kv_width, WIDTH),
-        "attn_output": (WIDTH, WIDTH), "ffn_gate": (FF, WIDTH), "ffn_up": (FF, WIDTH), "ffn_down": (WIDTH, FF),
+        "attn_output": (WIDTH, WIDTH),
+        "ffn_gate": (FF, WIDTH), "ffn_up": (FF, WIDTH), "ffn_down": (WIDTH, FF),
     }  # fmt: skip
-    tensors = [("token_embd.weight", draw.normal(size=(n_vocab, WIDTH)).astype(np.float32), GGMLType.F32)]
+    embedding = draw.normal(size=(n_vocab, WIDTH)).astype(np.float32)
+    tensors = [("token_embd.weight", embedding, GGMLType.F32)]
     for layer in range(LAYERS):
         for slot, shape in shapes.items():
             values = (0.3 * draw.normal(size=shape)).astype(np.float32)
