@@ -18,7 +18,7 @@ from etude.engine.sequence import Sequence
 if TYPE_CHECKING:
     from etude.kernels._native import Adapter, Sampler
 
-HIDDEN_ONLY = -1  # as target: no distribution is wanted of this row
+HIDDEN_ONLY = 0  # any target: the distribution of this row is not wanted
 
 
 class Span(NamedTuple):

@@ -71,9 +71,12 @@ class Driver:
 
     def forget(self, request_id: int) -> None:
         """Abort a request of which nobody wants to hear any more."""
-        if request_id in self._inboxes:
+        self._orders.append(lambda: self._drop(request_id))
+
+    def _drop(self, request_id: int) -> None:
+        if request_id in self._inboxes:  # until its last event was delivered
             self._inboxes[request_id] = NOBODY
-            self._orders.append(lambda: self.core.abort(request_id))
+            self.core.abort(request_id)
 
     def between_steps(self, action: Callable[[], Result]) -> Result:
         """Run something while no step runs, after the orders so far."""
@@ -100,8 +103,9 @@ class Driver:
         """Let nobody step any more."""
         if self._background is not None:
             self._background.stop()
-        with self._wheel():
-            self._fail(RuntimeError("the engine is closed"))
+        if self._failure is None:
+            with self._wheel():
+                self._fail(RuntimeError("the engine is closed"))
 
     @contextmanager
     def _wheel(self, until: Inbox | None = None) -> Iterator[bool]:

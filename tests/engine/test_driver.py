@@ -179,5 +179,7 @@ def test_forgotten_requests_leave_nothing():
     driver.forget(forgotten)
     driver.forget(forgotten)
     run(driver, request([5, 6]))
+    driver.forget(forgotten)
+    assert driver.step() == []
     assert not driver._inboxes and not driver.core.has_work
     assert all(count <= 1 for count in driver.core.cache.references)
