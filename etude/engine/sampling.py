@@ -1,7 +1,7 @@
 """SamplingParams -> native samplers: every value is checked, and a setting without effect is an error.
 
 The chain itself is native (kernels/sampler.h; its specification is kernels/reference_sampler.py). Here is
-what it needs of a vocabulary: the end-of-generation ids for `ignore_eos`, the token sequences of DRY's breakers.
+what it needs of a vocabulary: end-of-generation ids for `ignore_eos`, token sequences of DRY's breakers.
 """
 
 from __future__ import annotations

@@ -167,6 +167,20 @@ def test_penalties_of_the_last_n_tokens_only() -> None:
         assert set(np.flatnonzero(logprobs < logprobs.max()).tolist()) == punished
 
 
+def test_dry_of_a_very_long_repetition_stays_finite() -> None:
+    row = np.zeros(3, np.float32)
+    for base, logprob in (
+        (2.0, pytest.approx(-(2.0**127), rel=1e-3)),
+        (1.0, pytest.approx(-0.5 - math.log(2 + math.exp(-0.5)), rel=1e-5)),
+    ):
+        sampler = Sampler(3, 1, 0, dry_multiplier=0.5, dry_base=base)
+        sampler.accept_prompt(np.zeros(3000, np.int32))
+        ids, logprobs = sampler.distribution(row)
+        assert ids.tolist() == [0, 1, 2]
+        assert logprobs[0] == logprob
+        assert logprobs[1] == logprobs[2] > -1
+
+
 def test_a_mask_longer_than_needed_is_fine_and_a_shorter_one_is_not() -> None:
     row = np.zeros(33, np.float32)
     sampler = Sampler(33, 1, 0)
