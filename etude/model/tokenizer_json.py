@@ -2,6 +2,9 @@
 
 A folder is read by turning it into those keys, so that there is one tokenizer for both kinds of model. The
 way back serves libraries that want the JSON format, and folders that are saved after training.
+
+Like llama.cpp, and unlike the other library, no Unicode normalisation (Qwen's NFC) is done: a text has the
+same ids under a folder and under the GGUF file made of it.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from etude.model.pretokenizers import HUB_PATTERNS, PRETOKENIZERS
-from etude.model.vocabulary import SPACE, Kind, Vocabulary
+from etude.model.vocabulary import SPACE, STRIP_RIGHT_KEY, Kind, Vocabulary
 from etude.records import EtudeError
 
 PREFIX = "tokenizer.ggml."
@@ -48,7 +51,7 @@ def metadata_from_folder(folder: Path) -> dict[str, Any]:
         text = _token_text(config.get(token))
         if text in ids:
             metadata[f"{PREFIX}{key}_token_id"] = ids[text]
-    metadata |= _added_ends(source, config, metadata)
+    metadata |= _added_ends(source, config, metadata) | _stripping(source, folder)
     return metadata | _chat_templates(folder, config)
 
 
@@ -181,6 +184,18 @@ def _tokens(source: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[list[
     count = max(max(by_id) + 1, int(config.get("vocab_size") or 0))
     rows = [by_id.get(index, (f"[PAD{index}]", Kind.UNUSED)) for index in range(count)]
     return [text for text, _ in rows], [int(kind) for _, kind in rows]
+
+
+def _stripping(source: Mapping[str, Any], folder: Path) -> dict[str, list[int]]:
+    """Which added tokens swallow the whitespace after them. EtudeError for other ways to match."""
+    added = source.get("added_tokens", [])
+    for token in added:
+        if token.get("lstrip") or token.get("single_word"):
+            raise EtudeError(
+                f"{folder}: token {token['content']!r} has lstrip or single_word, which is not supported"
+            )
+    found = [token["id"] for token in added if token.get("rstrip")]
+    return {STRIP_RIGHT_KEY: found} if found else {}
 
 
 def _scores(texts: Sequence[str], merges: Sequence[Any]) -> list[float]:

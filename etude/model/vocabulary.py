@@ -39,6 +39,9 @@ FIM_TEXTS = {  # fill-in-the-middle tokens by text; the first three kinds do not
     "fim_sep": ("<|file_sep|>",),
 }  # fmt: skip
 
+STRIP_RIGHT_KEY = "tokenizer.etude.strip_right_token_ids"
+"""Ids of tokens that swallow the whitespace after them: Etude's own key, since GGUF has none."""
+
 _BYTE_SPACE = b" \t\n\v\f\r".decode()
 
 
@@ -242,7 +245,9 @@ def _end_of_generation(
 
 
 def _strip_right(metadata: Mapping[str, Any], ids: Mapping[str, int], kinds: Iterable[int]) -> frozenset[int]:
-    """Phi-3's tokens swallow the whitespace after them; the file does not say so, its name must."""
+    """Phi-3's tokens swallow the whitespace after them; a GGUF file does not say so, its name must."""
+    if STRIP_RIGHT_KEY in metadata:
+        return frozenset(metadata[STRIP_RIGHT_KEY])
     name = str(metadata.get("general.name", "")).lower()
     if "phi-3" not in name and "phi3" not in name:
         return frozenset()

@@ -27,7 +27,7 @@ def save(folder: Path, tokenizer: Tokenizer, **config: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["gpt-2", "llama-bpe", "llama-spm", "qwen2"])
+@pytest.mark.parametrize("name", ["gpt-2", "llama-bpe", "llama-spm", "phi-3", "qwen2"])
 def test_a_saved_folder_gives_the_same_tokenizer(name: str, tmp_path: Path) -> None:
     original = Tokenizer.from_metadata(unpack(name))
     again = Tokenizer.from_folder(save(tmp_path, original))
@@ -37,7 +37,7 @@ def test_a_saved_folder_gives_the_same_tokenizer(name: str, tmp_path: Path) -> N
         original.add_bos,
         original.add_eos,
     )
-    for text in [*TEXTS, "<|im_end|>x</s>"]:
+    for text in [*TEXTS, "<|im_end|> x</s>", "<|user|> \n x"]:
         for parse_special in (False, True):
             expected = original.encode(text, parse_special=parse_special)
             assert again.encode(text, parse_special=parse_special) == expected
@@ -94,6 +94,10 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     save(tmp_path, Tokenizer.from_metadata(unpack("gpt-2")))
     edit(tmp_path, pre_tokenizer={"type": "Whitespace"})
     with pytest.raises(EtudeError, match=r"is not known.*Known: smollm"):
+        Tokenizer.from_folder(tmp_path)
+    added = {"id": 1, "content": "x", "special": False, "lstrip": True, "rstrip": False, "single_word": False}
+    edit(tmp_path, pre_tokenizer={"type": "ByteLevel", "use_regex": True}, added_tokens=[added])
+    with pytest.raises(EtudeError, match="'x' has lstrip or single_word"):
         Tokenizer.from_folder(tmp_path)
     edit(tmp_path, model={"type": "Unigram", "vocab": []})
     with pytest.raises(EtudeError, match=r"'Unigram' model\. Supported: BPE"):
