@@ -154,9 +154,10 @@ void bind_kernels(nb::module_& m) {
       "matmul",
       [](int type, U8 w, int n, int k, F32 x, int threads) {
         if (x.ndim() != 2 || int(x.shape(1)) != k) throw nb::value_error("x must be (t, k)");
+        const PackedMatrix packed = pack(type, n, k, w.data(), w.size(), nullptr, 1);  // refuses a bad n before it becomes a size
         const int t = int(x.shape(0));
         auto out = new_array<float>({size_t(t), size_t(n)});
-        multiply_once(pack(type, n, k, w.data(), w.size(), nullptr, 1), x.data(), t, threads, out.data());
+        multiply_once(packed, x.data(), t, threads, out.data());
         return out;
       },
       "ggml_type"_a, "w"_a.noconvert(), "n"_a, "k"_a, "x"_a.noconvert(), "threads"_a);

@@ -47,6 +47,13 @@ static float encode_block(F (&values)[2], Activations& x, size_t r, int block) {
   return peak;
 }
 
+static bool all_finite(const float* row, int k) {
+  F zero = set1(0.0f);  // inf * 0 and NaN * 0 are NaN
+  for (int i = 0; i < k; i += 16) zero = fma(load_part(row + i, k - i), set1(0.0f), zero);
+  return sum(zero) == 0;
+}
+
+// A row that is not finite comes out as NaN: codes cannot carry it, and a model that diverged must show.
 static void encode_int8(const float* row, int k, Activations& x, int r) {
   F squares = set1(0.0f);
   for (int i = 0; i < k; i += 16) {
@@ -54,12 +61,18 @@ static void encode_int8(const float* row, int k, Activations& x, int r) {
     squares = fma(v, v, squares);
   }
   const float limit = outlier_ratio * outlier_ratio * sum(squares) / float(k);
+  const bool finite = limit < __builtin_inff() || all_finite(row, k);  // finite rows above 1e19 have limit = inf
   uint16_t* outliers = x.outliers + size_t(r) * (x.k_padded / 32);
   int count = 0;
   for (int block = 0; block < x.k_padded / 32; block++) {
     F values[2];
-    for (int h = 0; h < 2; h++) values[h] = load_part(row + 32 * block + 16 * h, k - 32 * block - 16 * h);
+    for (int h = 0; h < 2; h++) values[h] = finite ? load_part(row + 32 * block + 16 * h, k - 32 * block - 16 * h) : set1(0.0f);
     const float peak = encode_block(values, x, size_t(r), block);
+    if (!finite) {
+      const size_t i = size_t(r) * (x.k_padded / 32) + block;
+      x.scale[i] = x.unbias[i] = x.scaled_sum[i] = __builtin_nanf("");
+      continue;
+    }
     if (peak * peak <= limit) continue;
     outliers[count++] = uint16_t(block);
     encode_block(values, x, size_t(r) + x.residual_rows, block);

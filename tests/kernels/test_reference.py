@@ -87,6 +87,36 @@ def test_zero_and_tiny_blocks_quantise() -> None:
     np.testing.assert_allclose(codes * np.repeat(scales, 32, 1), x, rtol=1e-6)
 
 
+def test_scales_have_22_bits_and_blocks_below_1e_30_count_as_zero() -> None:
+    x = normal(64, 32) * np.float32(3.7)
+    x[0] = np.nextafter(np.float32(1e-30), np.float32(0))
+    codes, scales = ref.quantize_activations(x)
+    assert not (scales.view(np.uint32) & 3).any()
+    np.testing.assert_allclose(scales[1:, 0], np.abs(x[1:]).max(-1) / 127, rtol=2.0**-21)
+    assert not codes[0].any() and scales[0, 0] == 0
+
+
+def test_a_block_with_an_outlier_is_encoded_twice() -> None:
+    x = normal(1, 32 * 20)
+    x[0, 70] = 40.0
+    assert np.flatnonzero(ref.outlier_blocks(x)[0]).tolist() == [2]
+    codes, scales = ref.quantize_activations(x)
+    once = codes * np.repeat(scales.astype(np.float64), 32, axis=1)
+    error_once, error = np.abs(once - x)[0], np.abs(ref.encode_activations(x) - x)[0]
+    np.testing.assert_array_equal(np.delete(error, slice(64, 96)), np.delete(error_once, slice(64, 96)))
+    assert error_once[64:96].max() > 0.1
+    assert error[64:96].max() <= error_once[64:96].max() / 127 * 0.51
+
+
+def test_an_outlier_is_seven_times_the_root_mean_square_of_its_row() -> None:
+    x = np.zeros((2, 4096), np.float32)
+    x[:, ::2], x[:, 1::2] = 1, -1
+    x[0, 5], x[1, 5] = 7.03, 7.05  # seven root mean squares are 7.041
+    assert not ref.outlier_blocks(x)[0].any()
+    assert np.flatnonzero(ref.outlier_blocks(x)[1]).tolist() == [0]
+    assert not ref.outlier_blocks(np.zeros((1, 33), np.float32)).any()
+
+
 @given(st.integers(1, 100), st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3))
 @settings(max_examples=60, deadline=None)
 def test_quantisation_error_is_half_a_step(k: int, seed: int, size: float) -> None:
