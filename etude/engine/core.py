@@ -35,6 +35,11 @@ ERRORS = {
 Running = Literal["refuse", "abort", "continue"]
 
 
+def seed_after_shift(seed: int, n_discarded: int) -> int:
+    """The seed of a completion after `n_discarded` tokens have left its context."""
+    return (seed + n_discarded * 0x9E3779B97F4A7C15) % 2**64
+
+
 class LoadedAdapter(NamedTuple):
     """A LoRA adapter; `uid` tells two that had the same name apart."""
 
@@ -105,6 +110,7 @@ class EngineCore:
             store,
             context=limits.context,
             shift_keep=limits.shift_keep,
+            after_shift=self._renew_sampler,
             step_tokens=limits.step_tokens,
             max_sequences=limits.max_sequences,
         )
@@ -186,7 +192,7 @@ class EngineCore:
         for sequence in self.scheduler.sequences_of(group):
             self._finish(sequence, "abort")
         for index in range(group.next_index, group.request.n):
-            self._finish(self._sequence(group, index), "abort")
+            self._finish(Sequence(group, index, group.prompt, None), "abort")
 
     def _check(self, request: Request, reads_only: bool) -> None:
         params, n_prompt, n_vocab = request.params, len(request.prompt_ids), self.parts.n_vocab
@@ -229,6 +235,15 @@ class EngineCore:
             matcher=None if grammar is None else self.parts.new_matcher(grammar),
             cutter=TextCutter(self.parts.new_stream(), params.stop) if params.stop else None,
         )
+
+    def _renew_sampler(self, sequence: Sequence) -> None:
+        """After a context shift, positions come again: go on with other random numbers, or the text
+        would repeat.
+        """
+        group = sequence.group
+        seen = np.concatenate([group.prompt, np.array(sequence.ids, np.int32)])
+        seed = seed_after_shift(group.seed, sequence.n_discarded)
+        sequence.sampler = self.parts.new_sampler(group.request.params, seed, sequence.index, seen)
 
     # ── steps ──
 
@@ -323,7 +338,7 @@ class EngineCore:
         if reader.sampler is None:
             self._finish(reader, "length")
             for index in range(1, group.request.n):
-                self._finish(self._sequence(group, index), "length")
+                self._finish(Sequence(group, index, group.prompt, None), "length")
         elif group.n_unstarted:
             self.scheduler.add(self._sequence(group, group.next_index))
             group.next_index += 1

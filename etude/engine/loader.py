@@ -17,7 +17,7 @@ from etude.engine.machine import memory_bytes, usable_cores
 from etude.engine.sampling import SamplerFactory
 from etude.engine.scheduler import Pages, pages_needed
 from etude.engine.sequence import Matcher
-from etude.engine.weights import WEIGHT_TYPES, Weight, set_weight
+from etude.engine.weights import WEIGHT_TYPES, Weight, held_type, set_weight
 from etude.kernels import _native
 from etude.model.chat import ChatTemplate
 from etude.model.checkpoint import MatrixWeights, config_of, open_source, weights_of
@@ -73,7 +73,8 @@ def load_model(path: Path, *, rope: RopeOverrides | None, weight_type: str | Non
             _digest(digest, weight, to)
             set_weight(native, weight, to)
             if isinstance(weight, MatrixWeights):
-                types[(to or weight.type).name] = None
+                held = held_type(weight, to)
+                types[held.name if held == weight.type else f"{weight.type.name} as {held.name}"] = None
             source.release(weight.name)
         native.check()
     return LoadedModel(

@@ -11,8 +11,10 @@ about to compute waits for it instead of computing it again.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from bisect import insort
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -65,6 +67,7 @@ class Scheduler:
         *,
         context: int,
         shift_keep: int | None,
+        after_shift: Callable[[Sequence], None],
         step_tokens: int,
         max_sequences: int,
     ) -> None:
@@ -72,20 +75,27 @@ class Scheduler:
         self.store = store
         self.context = context
         self.shift_keep = shift_keep
+        self.after_shift = after_shift
         self.step_tokens = step_tokens
         self.max_sequences = max_sequences
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.n_preempted = 0
         self.n_reused = 0  # tokens
+        self._arrivals = itertools.count()
 
     @property
     def is_idle(self) -> bool:
         return not self.running and not self.waiting
 
-    def add(self, sequence: Sequence) -> None:
-        """Put a sequence in line."""
-        insort(self.waiting, sequence, key=_rank)
+    def add(self, reader: Sequence) -> None:
+        """Put what reads a prompt at the end of the line of its priority.
+
+        Also the rest of a group whose first completions have started: one that is large does not keep others
+        waiting until all of it has run.
+        """
+        reader.rank = (-reader.group.request.priority, next(self._arrivals), reader.index)
+        insort(self.waiting, reader, key=_rank)
 
     def plan(self) -> list[Chunk]:
         """What runs now, neighbours sharing pages; empty if nothing can."""
@@ -189,6 +199,8 @@ class Scheduler:
         sequence.n_total, sequence.n_computed = len(tokens) - discard, length - discard
         sequence.node, sequence.n_stored = None, 0
         sequence.shifted, sequence.tail_shared = True, False
+        sequence.n_discarded += discard
+        self.after_shift(sequence)
         return True
 
     def preempt(self, sequence: Sequence, *, exact: bool = True) -> None:
@@ -204,7 +216,7 @@ class Scheduler:
         if sequence.swapped is None:
             sequence.n_computed = 0
             sequence.shifted = False
-        self.add(sequence)
+        insort(self.waiting, sequence, key=_rank)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and give its pages back."""
@@ -336,6 +348,7 @@ class Scheduler:
             fork.n_pages, fork.n_computed = len(pages), parent.n_computed
             fork.node, fork.n_stored = parent.node, parent.n_stored
             fork.order, fork.tail_shared = parent.order, partial
+            fork.rank = (*parent.rank[:2], fork.index)
         self.running[at:at] = forks
 
     def store_pages(self, sequence: Sequence) -> None:

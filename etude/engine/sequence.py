@@ -42,7 +42,7 @@ class FinishedEvent(Event):
 
 
 Rank = tuple[int, int, int]
-"""(-priority, request id, index): who goes first; the largest is preempted first."""
+"""(-priority, arrival, index): who goes first; the largest is preempted first."""
 
 
 @dataclass(slots=True, eq=False)
@@ -104,8 +104,9 @@ class Group:
 @dataclass(slots=True, eq=False)
 class Sequence:
     """One completion. `past` holds the tokens before `ids[n_shifted:]`: the prompt, or after a context shift
-    what was kept of it and of the completion. `table[:n_pages]` are its pages, the first `n_stored` of them
-    in the tree down to `node`. `order` sorts the batch so that sequences with common pages are neighbours.
+    what was kept of it and of the completion (`n_discarded` tokens of both were not). `table[:n_pages]` are
+    its pages, the first `n_stored` of them in the tree down to `node`. `order` sorts the batch so that
+    sequences with common pages are neighbours.
     """
 
     group: Group
@@ -121,6 +122,7 @@ class Sequence:
     tops: list[TopLogprobs] = field(default_factory=list)
     text: str = ""
     n_shifted: int = 0
+    n_discarded: int = 0
     shifted: bool = False
     table: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     n_pages: int = 0
@@ -135,7 +137,6 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.n_total = len(self.past)
-        self.rank = (-self.group.request.priority, self.group.id, self.index)
 
     @property
     def is_reader(self) -> bool:

@@ -31,12 +31,26 @@ WEIGHT_TYPES = {"f32": GGMLType.F32, "f16": GGMLType.F16, "bf16": GGMLType.BF16,
 """Types that weights can be converted to, by the name that users write."""
 
 
+PACKED = frozenset(
+    GGMLType[name]
+    for name in "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4".split()
+)
+"""Types that the native kernels multiply with. The rarer ones are converted to Q8_0, which has four times
+their bits and more.
+"""
+
+
+def held_type(weight: MatrixWeights, to: GGMLType | None) -> GGMLType:
+    """The type in which a matrix from a file is held; `to`: the one that the user asked for."""
+    return to if to is not None else weight.type if weight.type in PACKED else GGMLType.Q8_0
+
+
 def set_weight(model: Model, weight: Weight, to: GGMLType | None = None) -> None:
     """Give a weight to the native model, converted to type `to` (None: as it is)."""
     if isinstance(weight, VectorWeights):
         model.set_vector(weight.slot, weight.layer, np.ascontiguousarray(weight.values, np.float32))
         return
-    kind = weight.type if to is None else to
+    kind = held_type(weight, to)
     model.set_matrix(
         weight.slot, weight.layer, int(kind), weight.n, weight.k, converted(weight, kind), weight.row_order
     )

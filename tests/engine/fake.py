@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from etude.engine.cache import PageCache
-from etude.engine.core import EngineCore, Limits, Parts
+from etude.engine.core import EngineCore, Limits, Parts, seed_after_shift
 from etude.engine.sequence import FinishedEvent
 from etude.records import Request, SamplingParams
 
@@ -237,10 +237,12 @@ def alone(
     cells = np.zeros(0, np.uint64)
     ids: list[int] = []
     logprobs: list[float] = []
+    n_discarded = 0
     for token in request.prompt_ids:
         cells = np.append(cells, np.uint64(cell_of(token, len(cells), number, weights, cells)))
     while len(ids) < limit:
-        token, logprob = draw_of(int(cells[-1]), params.seed, index, end_chance)
+        seed = seed_after_shift(params.seed, n_discarded)
+        token, logprob = draw_of(int(cells[-1]), seed, index, end_chance)
         ids.append(token)
         logprobs.append(float(np.float32(logprob)))
         if token == EOG and not params.ignore_eos:
@@ -249,7 +251,9 @@ def alone(
             return ids, logprobs, "stop"
         if len(cells) + 1 >= context and len(ids) < limit:
             kept = min(keep, context - 4)
-            cells = shift_cells(cells, kept, (len(cells) - kept) // 2)
+            discard = (len(cells) - kept) // 2
+            n_discarded += discard
+            cells = shift_cells(cells, kept, discard)
         cells = np.append(cells, np.uint64(cell_of(token, len(cells), number, weights, cells)))
     return ids, logprobs, "length"
 

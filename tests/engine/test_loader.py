@@ -35,7 +35,7 @@ def test_conversion_at_load(kind: str) -> None:
     model = load_model(FIXTURES / "llama", rope=None, weight_type=kind)
     plain = load_model(FIXTURES / "llama", rope=None, weight_type=None)
     wanted = GGMLType[kind.upper()]
-    assert model.weight_types == (wanted.name,)
+    assert model.weight_types == (f"F32 as {wanted.name}",)
     for slot, layer in (("token_embd", -1), ("attn_q", 1), ("ffn_down", 0)):
         values = plain.native.dequantize(slot, layer)
         assert model.native.matrix_type(slot, layer) == wanted

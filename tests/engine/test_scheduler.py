@@ -145,6 +145,19 @@ def test_long_prompt_does_not_stop_short_ones():
     assert ended[a] <= 2000 / 32 + 12
 
 
+def test_a_large_group_does_not_keep_others_waiting():
+    """Of 200 completions 4 run at once; a request that comes later starts when the next place is free."""
+    core = new_core(n_pages=200, max_sequences=4, step_tokens=16)
+    submit(core, request([5, 6, 7], n=200, max_tokens=10))
+    core.step()
+    (b,) = submit(core, request([8, 9], max_tokens=3))
+    ended = []
+    while b not in ended:
+        ended += [event.request_id for event in core.step() if event.finish]
+    assert len(ended) <= 5
+    assert len(drain(core)) + len(ended) == 201
+
+
 def test_running_completions_get_a_token_in_every_step():
     core = new_core(n_pages=600, max_sequences=16, step_tokens=64)
     (a,) = submit(core, request([5, 6], max_tokens=30))

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from etude.engine.loader import LoadedModel, load_model
-from etude.engine.weights import read_update, set_update
+from etude.engine.weights import converted, held_type, read_update, set_update
 from etude.kernels.reference_quants import dequantize, quantize
-from etude.model.checkpoint import HFFolder, to_f32
-from etude.model.quants import GGMLType
+from etude.model.checkpoint import HFFolder, MatrixWeights, to_f32
+from etude.model.quants import GGMLType, block_bytes
 from etude.records import EtudeError
 from tests.engine.test_dlpack import bf16
 from tests.model.tiny_models import FIXTURES, NAMES
@@ -113,6 +113,27 @@ def test_a_quantised_place_says_how_to_load(smollm2: Path) -> None:
     tensor = np.zeros((576, 576), np.float32)
     with pytest.raises(EtudeError, match=r"is held as Q4_1, .* load the model with weight_type='bf16'"):
         read_update(model.config, model.native, [("model.layers.0.self_attn.q_proj.weight", tensor)])
+
+
+def test_rare_types_are_held_as_q8_0() -> None:
+    """IQ2_XXS has no kernel of its own; eight bits keep its values to a quarter of a percent of a block's."""
+    kind = GGMLType.IQ2_XXS
+    data = np.random.default_rng(0).integers(0, 256, (4, 2, block_bytes(kind)), np.uint8)
+    data[..., :2] = np.array([0.01], np.float16).view(np.uint8)  # the scale of each block
+    weight = MatrixWeights("attn_q", 0, kind, 4, 512, data.reshape(-1), None, "blk.0.attn_q.weight")
+    assert held_type(weight, None) == GGMLType.Q8_0
+    assert held_type(weight, GGMLType.BF16) == GGMLType.BF16
+    exact = dequantize(kind, weight.data, (4, 512))
+    held = dequantize(GGMLType.Q8_0, converted(weight, GGMLType.Q8_0), (4, 512))
+    assert np.abs(held - exact).max() <= np.abs(exact).max() / 250
+
+
+def test_rows_that_q8_0_cannot_hold() -> None:
+    weight = MatrixWeights(
+        "attn_q", 0, GGMLType.F32, 2, 48, np.zeros(2 * 48 * 4, np.uint8), None, "blk.0.attn_q.weight"
+    )
+    with pytest.raises(EtudeError, match=r"rows of 48 values, which Q8_0 cannot hold .* weight_type='bf16'"):
+        converted(weight, GGMLType.Q8_0)
 
 
 def test_a_tied_head_must_equal_the_embedding() -> None:
