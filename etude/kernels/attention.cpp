@@ -77,13 +77,13 @@ static void fold(const AttentionShape& shape, int first_key, const AttentionRow&
   *row.total += sum(s[0] + s[1]);
 }
 
-// out_t += p_t @ V for T queries, N vectors of 16 dimensions from `d0`; V (page_tokens, head_dim)
+// out_t += p_t @ V for T queries, N vectors of 16 dimensions from `d0`; V (page_tokens, head_dim), its first `keys` tokens
 template <CacheType C, int T, int N>
-static void add_values(const uint8_t* v, size_t v_stride, int d0, const AttentionRow* const* rows, const float (*p)[chunk]) {
+static void add_values(const uint8_t* v, size_t v_stride, int d0, int keys, const AttentionRow* const* rows, const float (*p)[chunk]) {
   F acc[T][N];
   for (int t = 0; t < T; t++)
     for (int j = 0; j < N; j++) acc[t][j] = load(rows[t]->out + d0 + 16 * j);
-  for (int key = 0; key < chunk; key++) {
+  for (int key = 0; key < keys; key++) {
     F value[N];
     for (int j = 0; j < N; j++) value[j] = load_cached<C>(v, size_t(key) * v_stride + d0 + 16 * j);
     for (int t = 0; t < T; t++) {
@@ -96,12 +96,12 @@ static void add_values(const uint8_t* v, size_t v_stride, int d0, const Attentio
 }
 
 template <CacheType K, int T>
-static void keys_step(const AttentionShape& shape, const uint8_t* k_page, int key0, const AttentionRow* const* rows, float (*scores)[chunk]) {
+static void keys_step(const AttentionShape& shape, const uint8_t* k_page, int key0, int, const AttentionRow* const* rows, float (*scores)[chunk]) {
   dot_keys<K, T>(shape, k_page, key0, rows, scores);
 }
 
 template <CacheType V, int T>
-static void values_step(const AttentionShape& shape, const uint8_t* v_page, int key0, const AttentionRow* const* rows, float (*p)[chunk]) {
+static void values_step(const AttentionShape& shape, const uint8_t* v_page, int key0, int keys, const AttentionRow* const* rows, float (*p)[chunk]) {
   const int head_stride = (shape.head_dim + 15) / 16 * 16;
   size_t element = V == CacheType::f32 ? 4 : V == CacheType::q8 ? 1 : 2;
   if constexpr (V == CacheType::q8) {
@@ -111,11 +111,11 @@ static void values_step(const AttentionShape& shape, const uint8_t* v_page, int 
   }
   const uint8_t* v = v_page + size_t(key0) * head_stride * element;
   int d = 0;
-  for (; d + 64 <= head_stride; d += 64) add_values<V, T, 4>(v, head_stride, d, rows, p);
-  for (; d < head_stride; d += 16) add_values<V, T, 1>(v, head_stride, d, rows, p);
+  for (; d + 64 <= head_stride; d += 64) add_values<V, T, 4>(v, head_stride, d, keys, rows, p);
+  for (; d < head_stride; d += 16) add_values<V, T, 1>(v, head_stride, d, keys, rows, p);
 }
 
-using Step = void (*)(const AttentionShape&, const uint8_t*, int, const AttentionRow* const*, float (*)[chunk]);
+using Step = void (*)(const AttentionShape&, const uint8_t*, int, int, const AttentionRow* const*, float (*)[chunk]);
 
 #define ETUDE_STEPS(f, c) {f<CacheType::c, 1>, f<CacheType::c, 2>, f<CacheType::c, (max_rows > 2 ? 3 : 1)>, f<CacheType::c, (max_rows > 2 ? 4 : 1)>, \
                            f<CacheType::c, (max_rows > 2 ? 5 : 1)>, f<CacheType::c, (max_rows > 2 ? 6 : 1)>}
@@ -126,10 +126,14 @@ static const Step value_steps[4][6] = {ETUDE_STEPS(values_step, f32), ETUDE_STEP
 static void flush(const AttentionShape& shape, const uint8_t* k_page, const uint8_t* v_page, int key0, int first_key,
                   const AttentionRow* const* rows, int count) {
   float scores[max_rows][chunk];
-  key_steps[int(shape.type_k)][count - 1](shape, k_page, key0, rows, scores);
+  int last = 0;
+  for (int t = 0; t < count; t++) last = rows[t]->position > last ? rows[t]->position : last;
+  // Cells after the last query may hold anything, also NaN, which a weight of 0 would not hide.
+  const int keys = last - first_key < chunk ? last - first_key + 1 : chunk;
+  key_steps[int(shape.type_k)][count - 1](shape, k_page, key0, keys, rows, scores);
   const int head_stride = (shape.head_dim + 15) / 16 * 16;
   for (int t = 0; t < count; t++) fold(shape, first_key, *rows[t], head_stride, scores[t]);
-  value_steps[int(shape.type_v)][count - 1](shape, v_page, key0, rows, scores);
+  value_steps[int(shape.type_v)][count - 1](shape, v_page, key0, keys, rows, scores);
 }
 
 void attend(const AttentionShape& shape, const uint8_t* k_page, const uint8_t* v_page, int key0, int first_key, const AttentionRow* rows, int count) {

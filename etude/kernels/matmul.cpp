@@ -35,6 +35,13 @@ constexpr int super_bytes(Scales s) {
 constexpr bool has_minimum(Scales s) { return s == Scales::f16_min || s == Scales::k_min || s == Scales::half_min; }
 constexpr bool has_halves(Scales s) { return s == Scales::half || s == Scales::half_min; }
 
+// Cache lines to ask for while a block is computed: the tiles that come next, a part of them under each chunk of columns, so
+// that the memory works all the time and not only under the first chunk.
+struct Prefetch {
+  const uint8_t* from = nullptr;
+  int lines = 0;  // a block
+};
+
 // Scales of 16 rows for one block: [0] alone, or one per half block.
 struct RowScales {
   F scale[2], minimum[2];
@@ -80,7 +87,7 @@ static inline W code_group(const uint8_t* codes, int g, Table table) {
 
 // Residual (T = 1): adds the second pass to what y holds.
 template <Codes C, Scales S, int R, int T, bool Residual>
-static void integer_tile(const Matrix& w, const Activations& x, int t0, int tile, float* y, size_t ldy) {
+static void integer_tile(const Matrix& w, const Activations& x, int t0, int tile, float* y, size_t ldy, Prefetch next) {
   constexpr int parts = has_halves(S) ? 2 : 1, groups = 8 / parts;
   const int blocks = w.blocks;
   const Table table = C == Codes::table ? load_table(w.table) : Table{};
@@ -95,6 +102,8 @@ static void integer_tile(const Matrix& w, const Activations& x, int t0, int tile
   const uint16_t* outliers = x.outliers + size_t(t0) * blocks;
   for (int n = 0, end = Residual ? x.outlier_count[t0] : blocks; n < end; n++) {
     const int b = Residual ? outliers[n] : n;
+    if (!Residual)
+      for (int l = 0; l < next.lines; l++, next.from += 64) __builtin_prefetch(next.from, 0, 2);
     RowScales d[R];
     for (int r = 0; r < R; r++)
       d[r] = row_scales<S>(w.scale_data + (tile + r) * w.scale_stride + size_t(b) * scale_bytes(S),
@@ -173,21 +182,29 @@ static void float_tile(const Matrix& w, const Activations& x, int t0, int tile, 
 }
 
 template <Codes C, Scales S, int R, int T>
-static void tile(const Matrix& w, const Activations& x, int t0, int tile, float* y, size_t ldy) {
+static void tile(const Matrix& w, const Activations& x, int t0, int tile, float* y, size_t ldy, Prefetch next = {}) {
   if constexpr (S == Scales::none)
     float_tile<C, R, T>(w, x, t0, tile, y, ldy);
   else
-    integer_tile<C, S, R, T, false>(w, x, t0, tile, y, ldy);
+    integer_tile<C, S, R, T, false>(w, x, t0, tile, y, ldy, next);
   if constexpr (S != Scales::none)
     for (int t = t0; t < t0 + T; t++)
-      if (x.outlier_count[t]) integer_tile<C, S, R, 1, true>(w, x, t, tile, y, ldy);
+      if (x.outlier_count[t]) integer_tile<C, S, R, 1, true>(w, x, t, tile, y, ldy, {});
 }
 
 // R tiles against all columns; the R tiles stay in the nearest cache while columns pass.
 template <Codes C, Scales S, int R>
 static void columns(const Matrix& w, const Activations& x, int t_begin, int t_end, int first_tile, float* y, size_t ldy) {
   int t = t_begin;
-  for (; t + max_columns <= t_end; t += max_columns) tile<C, S, R, max_columns>(w, x, t, first_tile, y, ldy);
+  const int chunks = (t_end - t_begin) / max_columns, total = R * code_bytes(C) / 64;  // lines a block of the next R tiles
+  Prefetch next;
+  if (first_tile + 2 * R <= w.tiles && chunks) next = {w.code_data + (first_tile + R) * w.code_stride, (total + chunks - 1) / chunks};
+  for (int left = total; t + max_columns <= t_end; t += max_columns) {
+    tile<C, S, R, max_columns>(w, x, t, first_tile, y, ldy, next);
+    next.from += size_t(next.lines) * 64 * w.blocks;
+    left -= next.lines;
+    if (left < next.lines) next.lines = left > 0 ? left : 0;
+  }
   if constexpr (max_columns > 4)
     for (; t + 4 <= t_end; t += 4) tile<C, S, R, 4>(w, x, t, first_tile, y, ldy);
   for (; t + 2 <= t_end; t += 2) tile<C, S, R, 2>(w, x, t, first_tile, y, ldy);
