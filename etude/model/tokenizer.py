@@ -24,7 +24,7 @@ from etude.model.merging import merge
 from etude.model.pretokenizers import PreTokenizer, pretokenizer
 from etude.model.rendered import RenderedPrompt
 from etude.model.tokenizer_json import metadata_from_folder, tokenizer_json
-from etude.model.vocabulary import BYTE_CHARS, SPACE, Vocabulary
+from etude.model.vocabulary import BYTE_CHARS, SPACE, Vocabulary, numbers
 from etude.records import EtudeError
 
 MEMO_WORDS = 1 << 16
@@ -168,7 +168,7 @@ class _ByteLevel:
         merges = metadata.get("tokenizer.ggml.merges")
         if not isinstance(merges, list):
             raise EtudeError("the file has no merges (tokenizer.ggml.merges): convert the model again")
-        self._splitter: PreTokenizer = pretokenizer(metadata.get("tokenizer.ggml.pre", "default"))
+        self._splitter: PreTokenizer = pretokenizer(str(metadata.get("tokenizer.ggml.pre", "default")))
         self.add_bos = self._splitter.add_bos
         self._ids = vocabulary.ids
         count = len(merges)
@@ -205,15 +205,10 @@ class _SentencePiece:
     add_bos = True
 
     def __init__(self, metadata: Mapping[str, Any], vocabulary: Vocabulary) -> None:
-        scores = metadata.get("tokenizer.ggml.scores")
-        if scores is None or len(scores) < len(vocabulary.texts):
-            raise EtudeError(
-                "the file has no score for every token (tokenizer.ggml.scores): convert the model again"
-            )
         self.add_space_prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
         self._ids = vocabulary.ids
         self._unknown_id = vocabulary.unknown_id
-        costs = np.negative(np.asarray(scores, np.float32)[: len(vocabulary.texts)])
+        costs = -numbers(metadata, "scores", len(vocabulary.texts)).astype(np.float32)
         self._ranks = dict(zip(vocabulary.texts, costs.tolist(), strict=True))
         self._words = _words_pattern(vocabulary.texts)
         self._memo: dict[str, list[int]] = {}

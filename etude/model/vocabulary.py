@@ -6,6 +6,7 @@ are the same; left out are its repairs for families that Etude does not run (gpt
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -13,6 +14,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from etude.records import EtudeError
 
@@ -76,7 +78,7 @@ class Vocabulary:
         """From a GGUF file's metadata. EtudeError if the model or the lists are not usable."""
         model = _model(metadata)
         texts = _texts(metadata)
-        kinds = _kinds(metadata, len(texts))
+        kinds = _kinds(metadata, texts)
         ids = dict(zip(texts, range(len(texts)), strict=True))
         defaults = (1, 2, 0) if model == "llama" else (None, None, None)
         bos, eos, unknown = (
@@ -99,7 +101,7 @@ class Vocabulary:
         if kind in (Kind.UNUSED, Kind.UNDEFINED):
             return b""
         if kind == Kind.BYTE:
-            return bytes([_byte_of(text)])
+            return bytes([int(text[3:5], 16)])
         if self.model == "llama" and not self.is_special(token_id):
             text = text.replace(SPACE, " ")
         elif self.model == "gpt2" and kind == Kind.NORMAL:
@@ -208,19 +210,32 @@ def _texts(metadata: Mapping[str, Any]) -> list[str]:
     return texts
 
 
-def _kinds(metadata: Mapping[str, Any], n_vocab: int) -> list[int]:
-    kinds = metadata.get("tokenizer.ggml.token_type")
-    if kinds is None:
-        return [Kind.NORMAL] * n_vocab
-    if len(kinds) < n_vocab:
-        raise EtudeError(f"tokenizer.ggml.token_type has {len(kinds)} entries for {n_vocab} tokens")
-    return [int(kind) for kind in np.asarray(kinds)[:n_vocab].tolist()]
+def _kinds(metadata: Mapping[str, Any], texts: Sequence[str]) -> list[int]:
+    if metadata.get("tokenizer.ggml.token_type") is None:
+        return [Kind.NORMAL] * len(texts)
+    kinds = numbers(metadata, "token_type", len(texts))
+    for index in np.flatnonzero(kinds == Kind.BYTE).tolist():
+        if not re.fullmatch("<0x[0-9A-Fa-f]{2}>", texts[index]):
+            raise EtudeError(f"byte token {texts[index]!r} (id {index}) is not of the form <0x0A>")
+    return [int(kind) for kind in kinds.tolist()]
+
+
+def numbers(metadata: Mapping[str, Any], key: str, n_vocab: int) -> NDArray[Any]:
+    """The numbers of all tokens under `tokenizer.ggml.KEY`. EtudeError if there is not one for each."""
+    values = np.asarray(metadata.get(f"tokenizer.ggml.{key}", ()))
+    if values.dtype.kind not in "iuf" or values.ndim != 1 or len(values) < n_vocab:
+        raise EtudeError(
+            f"tokenizer.ggml.{key} has {values.size} entries for {n_vocab} tokens, or they are no numbers: "
+            "convert the model again"
+        )
+    return values[:n_vocab]
 
 
 def _token_id(metadata: Mapping[str, Any], key: str, n_vocab: int, default: int | None = None) -> int | None:
-    """The id under `tokenizer.ggml.KEY_token_id`, or the default where the file has none in range."""
-    value = metadata.get(f"tokenizer.ggml.{key}_token_id", default)
-    return int(value) if value is not None and 0 <= value < n_vocab else None
+    """The id under `tokenizer.ggml.KEY_token_id`, or the default; None where neither is in range."""
+    value = metadata.get(f"tokenizer.ggml.{key}_token_id")
+    value = default if value is None else value
+    return value if isinstance(value, int) and 0 <= value < n_vocab else None
 
 
 def _fill_in_the_middle(metadata: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, int]:
@@ -259,14 +274,6 @@ def _strip_right(metadata: Mapping[str, Any], ids: Mapping[str, int], kinds: Ite
 def _raw(text: str) -> bytes:
     """The bytes that the file has for a text (see GGUFFile.metadata)."""
     return text.encode("utf-8", "surrogateescape")
-
-
-def _byte_of(text: str) -> int:
-    """The byte that a token such as <0x0A> stands for."""
-    try:
-        return int(text[3:5], 16)
-    except ValueError:
-        raise EtudeError(f"byte token {text!r} is not of the form <0x0A>") from None
 
 
 def _byte_chars() -> list[str]:

@@ -179,6 +179,10 @@ def test_an_unknown_pre_tokenizer_is_refused_with_the_supported_names() -> None:
         ({"tokenizer.ggml.merges": None}, "no merges"),
         ({"tokenizer.ggml.tokens": []}, "no list of tokens"),
         ({"tokenizer.ggml.token_type": [1]}, "1 entries for 50257"),
+        ({"tokenizer.ggml.token_type": ["1"] * 50257}, "no numbers"),
+        ({"tokenizer.ggml.token_type": [6] * 50257}, "byte token '!'.*is not of the form"),
+        ({"tokenizer.ggml.pre": 3}, "'3' is not supported"),
+        ({"tokenizer.ggml.tokens": [1, 2]}, "no list of tokens"),
         ({"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": None}, "add_bos_token is set"),
     ],
 )
@@ -187,8 +191,15 @@ def test_damaged_metadata_is_refused(change: dict[str, object], message: str) ->
         Tokenizer.from_metadata(unpack("gpt-2") | change)
 
 
+def test_ids_of_another_type_or_out_of_range_are_not_used() -> None:
+    tok = Tokenizer.from_metadata(
+        unpack("gpt-2") | {"tokenizer.ggml.bos_token_id": "1", "tokenizer.ggml.eos_token_id": 10**9}
+    )
+    assert (tok.bos_id, tok.eos_id) == (None, None)
+
+
 def test_sentencepiece_without_scores_is_refused() -> None:
-    with pytest.raises(EtudeError, match="score for every token"):
+    with pytest.raises(EtudeError, match="scores has 1 entries for 32000 tokens"):
         Tokenizer.from_metadata(unpack("llama-spm") | {"tokenizer.ggml.scores": [0.0]})
 
 
