@@ -19,11 +19,12 @@ from etude.engine.batch import Batch, Span, build
 from etude.engine.cache import PageCache
 from etude.engine.output import Draws, append, event_of, finished_event, text_of, top_of
 from etude.engine.scheduler import Chunk, PageStore, Scheduler, pages_needed
-from etude.engine.sequence import Group, HiddenRows, Matcher, PromptScores, Sequence
+from etude.engine.sequence import Group, HiddenRows, PromptScores, Sequence
 from etude.engine.text import TextCutter, TextStream
 from etude.records import EtudeError, Event, Finish, Grammar, Request, SamplingParams
 
 if TYPE_CHECKING:
+    from etude.engine.grammar import GrammarState
     from etude.kernels._native import Adapter, Decoder, Sampler, StepOutput
 
 NO_LIMIT = 2**62
@@ -53,7 +54,9 @@ class Parts:
 
     new_sampler: Callable[[SamplingParams, int, int, NDArray[np.int32]], Sampler]
     """(params, seed, index of the completion, prompt ids)"""
-    new_matcher: Callable[[Grammar], Matcher]
+    new_matcher: Callable[[Grammar], GrammarState]
+    compute_masks: Callable[[list[GrammarState]], None]
+    """so that the next mask() of each is ready, all at once"""
     new_stream: Callable[[], TextStream]
     n_vocab: int
     d_model: int
@@ -301,6 +304,7 @@ class EngineCore:
     def _take_draws(self, batch: Batch, output: StepOutput) -> None:
         """Append the drawn tokens, and see which completions end with them."""
         draws = Draws.of(output)
+        held: list[tuple[Sequence, GrammarState]] = []
         for sequence, row in zip(batch.draws, batch.draw_rows, strict=True):
             token = draws.token_ids[row]
             if token < 0:
@@ -310,10 +314,27 @@ class EngineCore:
             top = top_of(output, row, n_top) if n_top else None
             append(sequence, draws, row, top)
             finish = self._why_finished(sequence, token)
-            if finish is None:
-                self._events.append(event_of(sequence))
-            else:
+            if finish is not None:
                 self._finish(sequence, finish, has_new=True)
+                continue
+            self._events.append(event_of(sequence))
+            if sequence.matcher is not None:
+                held.append((sequence, sequence.matcher))
+        if held:
+            self._prepare_masks(held)
+
+    def _prepare_masks(self, held: list[tuple[Sequence, GrammarState]]) -> None:
+        """The masks of the next step; a completion whose grammar gives up (too complex, say) ends
+        with its reason.
+        """
+        try:
+            self.parts.compute_masks([matcher for _, matcher in held])
+        except EtudeError:
+            for sequence, matcher in held:
+                try:
+                    matcher.mask()
+                except EtudeError as error:
+                    self._finish(sequence, "abort", str(error))
 
     def _why_finished(self, sequence: Sequence, token: int) -> Finish | None:
         group = sequence.group

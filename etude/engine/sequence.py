@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +20,8 @@ from etude.engine.text import TextCutter
 from etude.records import Completion, Event, Request, TopLogprobs
 
 if TYPE_CHECKING:  # the native module is not needed to schedule
+    from etude.engine.grammar import GrammarState
     from etude.kernels._native import Adapter, Sampler
-
-
-class Matcher(Protocol):
-    """Follows a grammar along one completion (see grammar.py)."""
-
-    def mask(self) -> NDArray[np.uint32] | None: ...
-
-    def accept(self, token_id: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -113,7 +106,7 @@ class Sequence:
     index: int
     past: NDArray[np.int32]
     sampler: Sampler | None
-    matcher: Matcher | None = None
+    matcher: GrammarState | None = None
     cutter: TextCutter | None = None
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)

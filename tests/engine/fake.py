@@ -15,7 +15,7 @@ import numpy as np
 from etude.engine.cache import PageCache
 from etude.engine.core import EngineCore, Limits, Parts, seed_after_shift
 from etude.engine.sequence import FinishedEvent
-from etude.records import Request, SamplingParams
+from etude.records import EtudeError, Grammar, Request, SamplingParams
 
 N_VOCAB = 50
 EOG = 0
@@ -184,6 +184,21 @@ def score_of(cell: int, target: int) -> float:
     return -float(mix(cell, target) >> 40) / 2**20
 
 
+class FakeMatcher:
+    """A grammar that gives up after as many tokens as its source says."""
+
+    def __init__(self, grammar: Grammar) -> None:
+        self.left = int(grammar.source)
+
+    def mask(self) -> np.ndarray:
+        if self.left <= 0:
+            raise EtudeError("the grammar is too complex")
+        return np.full(N_VOCAB // 32 + 1, 2**32 - 1, np.uint32)
+
+    def accept(self, token_id: int) -> None:
+        self.left -= 1
+
+
 class FakeStream:
     """Token 7 is "h"; every token is one letter."""
 
@@ -207,7 +222,8 @@ def new_core(
     decoder = FakeDecoder(store, cache, end_chance)
     parts = Parts(
         new_sampler=lambda params, seed, index, prompt: FakeSampler(seed, index),
-        new_matcher=lambda grammar: None,
+        new_matcher=FakeMatcher,
+        compute_masks=lambda matchers: [matcher.mask() for matcher in matchers],
         new_stream=FakeStream,
         n_vocab=N_VOCAB,
         d_model=1,

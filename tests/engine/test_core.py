@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from etude.records import EtudeError, Request, SamplingParams
+from etude.records import EtudeError, Grammar, Request, SamplingParams
 from tests.engine.fake import FakeAdapter, alone, drain, expect, new_core, request, submit
 
 
@@ -112,6 +112,21 @@ def test_hidden_rows():
                 rows.setdefault(kind, []).append(event.hidden)
     assert rows["all"][0].shape == (33, 1) and rows["last"][0].shape == (1, 1)
     assert (rows["all"][0] == rows["all"][1]).all() and (rows["all"][0][-1:] == rows["last"][0]).all()
+
+
+def test_a_grammar_that_gives_up_ends_only_its_completion():
+    core = new_core()
+    held = [request([3, 4], max_tokens=9, grammar=Grammar("regex", str(n))) for n in (5, 100)]
+    ids = submit(core, *held, free := request([5, 6], max_tokens=9))
+    errors, done = {}, {}
+    while core.has_work:
+        for event in core.step():
+            if event.finish:
+                errors[event.request_id], done[event.request_id] = event.error, event.completion
+    assert errors == {ids[0]: "the grammar is too complex", ids[1]: None, ids[2]: None}
+    assert done[ids[0]].finish == "abort" and len(done[ids[0]].token_ids) == 5
+    expect(done[ids[1]], held[1])
+    expect(done[ids[2]], free)
 
 
 def test_seed_is_fresh_and_reported():
@@ -240,7 +255,11 @@ def test_shifted_pages_are_nobody_elses():
         done = {event.request_id: event.completion for event in core.step() if event.finish}
     expect(done[b], seen)
     core.scheduler.preempt(shifted)
-    expect(drain(core)[a, 0], item, context=32, shift_keep=4)
+    core.step()
+    (c,) = submit(core, seen)
+    done = drain(core)
+    expect(done[a, 0], item, context=32, shift_keep=4)
+    expect(done[c, 0], seen)
 
 
 def test_shifted_completions_survive_preemption():

@@ -76,6 +76,34 @@ def test_prefix_hit_equals_miss():
     assert core.counters.computed_tokens - before == 21 - 16 + 5
 
 
+def test_the_last_token_of_a_prompt_is_always_computed():
+    """Its row is what the first token is drawn from, also when all pages of the prompt are cached."""
+    core = new_core()
+    item = request(range(1, 17), max_tokens=3)
+    for _ in range(2):
+        (a,) = submit(core, item)
+        expect(drain(core)[a, 0], item)
+    assert core.counters.reused_tokens == 12
+
+
+def test_groups_that_fork_in_the_same_step_share_the_room():
+    """Two prompts of two pages and 24 pages: 20 are left, less one for each that runs; a fork needs two."""
+    core = new_core(n_pages=24)
+    submit(core, *[request([p] * 5, n=8, max_tokens=2, seed=p) for p in (1, 2)])
+    core.step()
+    assert len(core.scheduler.running) == 2 + (20 - 2) // 2
+    drain(core)
+
+
+def test_groups_that_fork_in_the_same_step_share_the_places():
+    core = new_core(n_pages=100, max_sequences=9, step_tokens=64)
+    submit(core, *[request([p] * 5, n=8, max_tokens=2, seed=p) for p in (1, 2)])
+    core.step()
+    assert len(core.scheduler.running) == 9
+    drain(core)
+    assert core._decoder.widest == 9
+
+
 def test_a_conversation_finds_its_own_answer():
     """The second turn begins with the first turn's prompt and answer: all full pages of both are there."""
     core = new_core()
