@@ -6,6 +6,7 @@ decoder. What a completion needs of a tokenizer, a sampler and a grammar comes i
 
 from __future__ import annotations
 
+import functools
 import itertools
 import secrets
 from collections.abc import Callable
@@ -113,7 +114,7 @@ class EngineCore:
             store,
             context=limits.context,
             shift_keep=limits.shift_keep,
-            after_shift=self._renew_sampler,
+            after_shift=functools.partial(_renew_sampler, parts),
             step_tokens=limits.step_tokens,
             max_sequences=limits.max_sequences,
         )
@@ -238,15 +239,6 @@ class EngineCore:
             matcher=None if grammar is None else self.parts.new_matcher(grammar),
             cutter=TextCutter(self.parts.new_stream(), params.stop) if params.stop else None,
         )
-
-    def _renew_sampler(self, sequence: Sequence) -> None:
-        """After a context shift, positions come again: go on with other random numbers, or the text
-        would repeat.
-        """
-        group = sequence.group
-        seen = np.concatenate([group.prompt, np.array(sequence.ids, np.int32)])
-        seed = seed_after_shift(group.seed, sequence.n_discarded)
-        sequence.sampler = self.parts.new_sampler(group.request.params, seed, sequence.index, seen)
 
     # ── steps ──
 
@@ -411,3 +403,13 @@ class EngineCore:
             known = ", ".join(map(repr, self.adapters)) or "none"
             raise EtudeError(f"adapter {name!r} is not loaded; loaded are: {known}")
         return self.adapters[name]
+
+
+def _renew_sampler(parts: Parts, sequence: Sequence) -> None:
+    """After a context shift, positions come again: go on with other random numbers, or the text
+    would repeat.
+    """
+    group = sequence.group
+    seen = np.concatenate([group.prompt, np.array(sequence.ids, np.int32)])
+    seed = seed_after_shift(group.seed, sequence.n_discarded)
+    sequence.sampler = parts.new_sampler(group.request.params, seed, sequence.index, seen)

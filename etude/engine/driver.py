@@ -47,7 +47,9 @@ class Driver:
         self.core = core
         self._public = Inbox()
         self._inboxes: dict[int, Inbox] = {}
-        self._orders: deque[Callable[[], None]] = deque()
+        self._orders: deque[Callable[[Driver], None]] = (
+            deque()
+        )  # they get the driver: no cycle keeps it alive
         self._mutex = threading.Lock()
         self._driver: int | None = None  # thread that drives
         self._sleeping: list[Inbox] = []
@@ -60,18 +62,18 @@ class Driver:
         request_id = reader.group.id
         if inbox is not None:
             self._inboxes[request_id] = inbox
-        self._orders.append(lambda: self.core.add(reader))
+        self._orders.append(lambda driver: driver.core.add(reader))
         if inbox is not None and inbox.arrived is not None:
             self._wake_background()
         return request_id
 
     def abort(self, request_id: int) -> None:
         """End a request before the next step; its last events arrive as usual."""
-        self._orders.append(lambda: self.core.abort(request_id))
+        self._orders.append(lambda driver: driver.core.abort(request_id))
 
     def forget(self, request_id: int) -> None:
         """Abort a request of which nobody wants to hear any more."""
-        self._orders.append(lambda: self._drop(request_id))
+        self._orders.append(lambda driver: driver._drop(request_id))
 
     def _drop(self, request_id: int) -> None:
         if request_id in self._inboxes:  # until its last event was delivered
@@ -153,7 +155,7 @@ class Driver:
 
     def _obey(self) -> None:
         while self._orders:
-            self._orders.popleft()()
+            self._orders.popleft()(self)
 
     def _deliver(self, event: Event) -> None:
         inbox = self._inboxes.get(event.request_id, self._public)

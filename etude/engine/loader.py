@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from etude.engine.core import Limits, Parts
+from etude.engine.grammar import GrammarFactory
 from etude.engine.machine import memory_bytes, usable_cores
 from etude.engine.sampling import SamplerFactory
 from etude.engine.scheduler import Pages, pages_needed
-from etude.engine.sequence import Matcher
 from etude.engine.weights import WEIGHT_TYPES, Weight, held_type, set_weight
 from etude.kernels import _native
 from etude.model.chat import ChatTemplate
@@ -27,7 +27,7 @@ from etude.model.quants import GGMLType
 from etude.model.rope import RopeOverrides
 from etude.model.tokenizer import Tokenizer
 from etude.model.tokenizer_json import metadata_from_folder
-from etude.records import EtudeError, Grammar
+from etude.records import EtudeError
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0")
 DEFAULT_CONTEXT = 8192
@@ -206,18 +206,16 @@ def limits_of(run: RunSettings, plan: CachePlan, tokenizer: Tokenizer) -> Limits
 def parts_of(model: LoadedModel) -> Parts:
     """Samplers, grammars and text for the completions of a model."""
     tokenizer, n_vocab = model.tokenizer, model.config.n_vocab
+    grammars = GrammarFactory(tokenizer, n_vocab)
     return Parts(
         new_sampler=SamplerFactory(tokenizer, n_vocab),
-        new_matcher=_no_grammar,
+        new_matcher=grammars,
+        compute_masks=grammars.compute_masks,
         new_stream=tokenizer.stream,
         n_vocab=n_vocab,
         d_model=model.config.d_model,
         eog_ids=tokenizer.eog_ids,
     )
-
-
-def _no_grammar(grammar: Grammar) -> Matcher:
-    raise EtudeError(f"grammars ({grammar.kind}) are not built yet")
 
 
 class NativePages:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
+from etude.engine.sequence import FinishedEvent
 from etude.engine.text import TextCutter
 from etude.model.chat import ChatTemplate
 from etude.model.rendered import RenderedPrompt
@@ -70,7 +71,10 @@ class Pieces:
         self._cutters = [TextCutter(tokenizer.stream(), request.params.stop) for _ in range(request.n)]
 
     def of(self, event: Event) -> Piece:
-        """The text that an event makes certain; the token that ends a completion has none."""
+        """The text that an event makes certain; the token that ends a completion has none. EtudeError if the
+        engine had to end it."""
+        if isinstance(event, FinishedEvent) and event.error is not None:
+            raise EtudeError(event.error)
         cutter = self._cutters[event.index]
         ids = event.token_ids
         by_token = event.finish == "eos" or (event.finish == "stop" and ids[-1] in self._stop_ids)

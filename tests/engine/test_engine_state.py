@@ -1,0 +1,211 @@
+"""What changes in a living engine: shifted contexts, weights, adapters, prompt caches from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from etude.engine.engine import Engine
+from etude.model.lora import LoraWeights, LowRank
+from etude.model.names import Place
+from etude.records import EtudeError, Request, SamplingParams
+from tests.engine.test_weights import tensors_of
+from tests.engine.tiny import GREEDY, PROMPT, open_tiny
+
+# ── context shift ──
+
+
+def test_a_shifted_context_goes_on() -> None:
+    """Longer than the context, the same alone, in a group, and preempted in a cache that holds one
+    and a half.
+    """
+    requests = [
+        Request(PROMPT[:10], SamplingParams(max_tokens=150, seed=seed, ignore_eos=True)) for seed in range(3)
+    ]
+    results = []
+    for settings in ({"cache_tokens": 640}, {"cache_tokens": 160}, {"threads": 1, "step_tokens": 8}):
+        with open_tiny(context=64, context_shift=True, keep=4, **settings) as engine:
+            running = [engine.submit(request) for request in requests]
+            done = {}
+            while len(done) < 3:
+                for event in engine.step():
+                    if event.finish:
+                        done[event.request_id] = event.completion  # type: ignore[attr-defined]
+            results.append([done[number] for number in running])
+            if settings == {"cache_tokens": 160}:
+                assert engine.counters.preemptions > 0
+    assert [len(completion.token_ids) for completion in results[0]] == [150] * 3
+    assert results[0] == results[1] == results[2]
+
+
+def test_without_shift_the_context_ends_it() -> None:
+    with open_tiny(context=64) as engine:
+        [[completion]] = engine.generate([PROMPT[:10]], ignore_eos=True)
+        assert completion.finish == "length" and len(completion.token_ids) == 54
+
+
+# ── weights and adapters ──
+
+
+def test_weights_change_in_place() -> None:
+    tensors = tensors_of("gemma3")
+    changed = {name: values * np.float32(1.1) for name, values in tensors.items()}
+    with open_tiny("gemma3") as engine:
+        before = engine.generate([PROMPT], GREEDY)[0][0]
+        engine.load_weights(changed.items(), version=3)
+        after = engine.generate([PROMPT], GREEDY)[0][0]
+        assert engine.weights_version == after.weights_version == 3
+        assert after.raw_logprobs != before.raw_logprobs
+        engine.load_weights(iter(tensors.items()), version=4)
+        again = engine.generate([PROMPT], GREEDY)[0][0]
+        assert (again.token_ids, again.raw_logprobs) == (before.token_ids, before.raw_logprobs)
+
+
+def test_broken_weights_are_told(tiny: Engine) -> None:
+    broken = {"model.norm.weight": np.full(32, np.nan, np.float32)}
+    tiny.load_weights(broken.items(), version=1)
+    with pytest.raises(EtudeError, match=r"the logits are NaN or infinite: the weights .* are broken"):
+        tiny.generate([PROMPT], n=2, max_tokens=4)
+    with pytest.raises(EtudeError, match="the logits are NaN"):
+        list(tiny.stream(PROMPT, max_tokens=4))
+    tiny.load_weights(tensors_of("llama").items(), version=2)
+    assert tiny.generate([PROMPT], GREEDY)[0][0].finish == "length"
+
+
+def test_weights_while_requests_run(tiny: Engine) -> None:
+    tensors = list(tensors_of("llama").items())
+    running = tiny.submit(Request(PROMPT, SamplingParams(max_tokens=20, seed=1)))
+    first = [event for _ in range(5) for event in tiny.step()]
+    with pytest.raises(EtudeError, match="1 requests are running: finish them first"):
+        tiny.load_weights(tensors, version=1)
+    with pytest.raises(EtudeError, match="running is 'wait'"):
+        tiny.load_weights(tensors, version=1, running="wait")  # type: ignore[arg-type]
+    tiny.load_weights(tensors, version=1, running="continue")
+    ids = [token for event in first for token in event.token_ids]
+    while True:
+        events = tiny.step()
+        ids += [token for event in events for token in event.token_ids]
+        if events and events[-1].finish:
+            break
+    assert events[-1].request_id == running
+    assert tuple(ids) == tiny.generate([PROMPT], max_tokens=20, seed=1)[0][0].token_ids, (
+        "the weights are equal"
+    )
+    tiny.submit(Request(PROMPT))
+    tiny.step()
+    tiny.load_weights(tensors, version=2, running="abort")
+    assert [event.finish for event in tiny.step()] == ["abort"]
+
+
+def lora(seed: int, size: float = 0.3) -> LoraWeights:
+    draw = np.random.default_rng(seed)
+
+    def pair(n: int, k: int) -> LowRank:
+        return LowRank(
+            (draw.normal(size=(4, k)) * size).astype(np.float32),
+            (draw.normal(size=(n, 4)) * size).astype(np.float32),
+        )
+
+    return LoraWeights(0.5, {Place("attn_q", 0): pair(64, 32), Place("ffn_down", 1): pair(32, 64)})
+
+
+def test_an_adapter_is_the_merged_model(tiny: Engine) -> None:
+    """W + scale * (alpha/rank) * B A, to rounding."""
+    weights = lora(0)
+    tiny.load_adapter("x", weights)
+    scores = tiny.score(PROMPT, adapter="x", adapter_scale=0.7)
+    tensors = tensors_of("llama")
+    for (slot, layer), (a, b) in weights.tensors.items():
+        name = {"attn_q": "self_attn.q_proj", "ffn_down": "mlp.down_proj"}[slot]
+        tensors[f"model.layers.{layer}.{name}.weight"] += np.float32(0.7 * weights.scale) * (b @ a)
+    base = tiny.score(PROMPT)
+    tiny.load_weights(tensors.items(), version=1)
+    merged = tiny.score(PROMPT)
+    assert max(abs(one - two) for one, two in zip(scores[1:], merged[1:], strict=True)) < 1e-4
+    assert max(abs(one - two) for one, two in zip(scores[1:], base[1:], strict=True)) > 1e-2
+
+
+def test_adapters_side_by_side(tiny: Engine) -> None:
+    """Requests with different adapters in one batch are what each is alone."""
+    for name in ("x", "y"):
+        tiny.load_adapter(name, lora(ord(name)))
+    assert tiny.adapters == ("x", "y")
+    kinds = [
+        {},
+        {"adapter": "x"},
+        {"adapter": "y"},
+        {"adapter": "x", "adapter_scale": 0.5},
+        {"adapter": "x", "adapter_scale": 0.0},
+    ]
+    requests = [Request(PROMPT, SamplingParams(max_tokens=8, seed=2), n=2, **kind) for kind in kinds]  # type: ignore[arg-type]
+    alone = [tiny.generate([PROMPT], max_tokens=8, seed=2, n=2, **kind)[0] for kind in kinds]
+    running = [tiny.submit(request) for request in requests]
+    done = {}
+    while len(done) < 10:
+        for event in tiny.step():
+            if event.finish:
+                done[event.request_id, event.index] = event.completion  # type: ignore[attr-defined]
+    assert [[done[number, index] for index in range(2)] for number in running] == alone
+    assert len({group[0].raw_logprobs for group in alone}) == 4
+    assert alone[4] == alone[0], "scale 0 is the base model"
+    tiny.unload_adapter("x")
+    with pytest.raises(EtudeError, match="adapter 'x' is not loaded; loaded are: 'y'"):
+        tiny.generate([PROMPT], adapter="x")
+    with pytest.raises(EtudeError, match="adapter 'x' is not loaded"):
+        tiny.unload_adapter("x")
+
+
+# ── the prompt cache as a file ──
+
+
+def test_a_prompt_cache_file(tmp_path: Path) -> None:
+    path = tmp_path / "prompt.cache"
+    prompt = tuple(3 + at % 90 for at in range(110))
+    with open_tiny() as engine:
+        assert engine.save_cache(path, prompt) == 96
+        expected = engine.generate([prompt], GREEDY)[0]
+    with open_tiny() as engine:
+        assert engine.load_cache(path) == 96
+        assert engine.generate([prompt], GREEDY)[0] != [] and engine.counters.reused_tokens == 96
+        assert engine.load_cache(path) == 96
+        found = engine.generate([prompt], GREEDY)[0]
+        assert (found[0].token_ids, found[0].raw_logprobs) == (
+            expected[0].token_ids,
+            expected[0].raw_logprobs,
+        )
+        engine.load_weights(tensors_of("llama").items(), version=1)
+        with pytest.raises(EtudeError, match="the weights were changed"):
+            engine.save_cache(path, prompt)
+    with open_tiny(context=64, cache_tokens=64) as engine:
+        assert engine.load_cache(path) == 64, "as much as there is room for"
+
+
+def test_prompt_caches_that_do_not_fit(tmp_path: Path, tiny: Engine) -> None:
+    path = tmp_path / "prompt.cache"
+    tiny.save_cache(path, PROMPT)
+    for settings, message in (
+        ({"cache_type_k": "f32"}, "another cache_type_k .f16, here f32"),
+        ({"page_tokens": 64}, "another page_tokens .32, here 64"),
+        ({"weight_type": "f16"}, "another model"),
+    ):
+        with open_tiny(**settings) as other, pytest.raises(EtudeError, match=message):
+            other.load_cache(path)
+    data = path.read_bytes()
+    for broken in (
+        b"",
+        data[:7],
+        data[:40],
+        data[:-1],
+        data + b"x",
+        b"GGUF" + data[4:],
+        data[:20] + b"}" + data[21:],
+    ):
+        path.write_bytes(broken)
+        with pytest.raises(EtudeError, match=r"prompt cache|damaged"):
+            tiny.load_cache(path)
+    with pytest.raises(EtudeError, match="cannot be read"):
+        tiny.load_cache(tmp_path / "absent")
+    with pytest.raises(EtudeError, match="cannot be written"):
+        tiny.save_cache(tmp_path / "absent" / "x", PROMPT)
