@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 demo: $(VENV)/.built
 	@$(BIN)/etude pull smollm2-135m >/dev/null
-	$(BIN)/etude generate -m smollm2-135m -p "What is the capital of France?" -n 64 --temp 0
+	$(BIN)/etude generate -m smollm2-135m -p "Why is the sky blue?" -n 96 --temp 0 --show-timings
 
 test: lint
 	@$(BIN)/etude pull smollm2-135m >/dev/null
