@@ -53,6 +53,7 @@ class Run:
         for case in self.cases:
             self.say(f"file of {case.name}")
             self.paths[case] = case.make(args.models, self.peer)
+        self.model_bytes = {case: ours.tensor_bytes(path, self.threads) for case, path in self.paths.items()}
         self.began = time.monotonic()  # files are made once; the clock is for measuring
         self.winners: dict[Case, dict[str, Winner]] = {}
 
@@ -68,7 +69,7 @@ class Run:
         for case in self.cases:
             self.say(f"llama.cpp's best setting on {case.name}")
             group = LARGE_SWEEP_GROUP if case.is_large else SWEEP_GROUP
-            self.winners[case] = sweep(self.peer, self.paths[case], self.size == "full", group)
+            self.winners[case] = sweep(self.peer, self.paths[case], self.size, group)
             for work, winner in self.winners[case].items():
                 self.say(f"  {work}: {winner.setting} ({winner.speeds[winner.setting]:.0f} tokens/s)")
 
@@ -138,13 +139,15 @@ class Run:
                 measure("busy")
         return busy_rows(case.name, best["idle"], best["busy"])
 
-    def start(self, model_bytes: int) -> list[Row]:
+    def start(self) -> list[Row]:
         """Start to first token on the first file, best of three."""
         case = self.cases[0]
         self.say(f"start: {case.name}")
         starts = [ours.start(self.paths[case], self.threads) for _ in range(3)]
         seconds = min(start.seconds for start in starts)
-        return start_rows(case.name, seconds, max(start.peak_rss_bytes for start in starts), model_bytes)
+        return start_rows(
+            case.name, seconds, max(start.peak_rss_bytes for start in starts), self.model_bytes[case]
+        )
 
 
 def full_name(work: Work, lengths: Lengths) -> Work:
@@ -222,11 +225,10 @@ def main() -> int:
     run.say(f"{cpu_description()}: {roofline}")
     run.sweep_all()
     measured = run.rounds()
-    model_bytes = {case: ours.tensor_bytes(run.paths[case], run.threads) for case in run.cases}
     rows = []
     for (case, work), speeds in measured.items():
-        rows += speed_rows(case, work, speeds, roofline, model_bytes[case])
-    rows += run.neighbour() + run.start(model_bytes[run.cases[0]])
+        rows += speed_rows(case, work, speeds, roofline, run.model_bytes[case])
+    rows += run.neighbour() + run.start()
     print(table(rows))
     if args.json:
         write_json(args.json, run, roofline, rows, measured)

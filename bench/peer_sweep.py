@@ -42,8 +42,8 @@ def confirmed(
     return speeds | {setting: max(speeds[setting], measure(setting)) for setting in best}
 
 
-def sweep(peer: LlamaCpp, model: Path, full: bool, group: Group = SWEEP_GROUP) -> dict[str, Winner]:
-    """The winners for prefill, stream and groups on this model."""
+def sweep(peer: LlamaCpp, model: Path, size: str, group: Group = SWEEP_GROUP) -> dict[str, Winner]:
+    """The winners for prefill, stream and groups on this file. "quick" tries flash attention only."""
     measures: dict[str, Callable[[Setting], float]] = {
         "prefill": lambda setting: peer.single(model, setting, 256, 0)["prefill"],
         "stream": lambda setting: peer.single(model, setting, 0, 32)["stream"],
@@ -52,10 +52,13 @@ def sweep(peer: LlamaCpp, model: Path, full: bool, group: Group = SWEEP_GROUP) -
     winners = {}
     for work, measure in measures.items():
         for_groups = work == "groups"
-        if full:
-            speeds = {setting: measure(setting) for setting in all_settings(peer.cores, for_groups)}
-        else:
+        if size == "default":
             speeds = climb(Setting(peer.cores), measure, peer.cores, for_groups)
-        speeds = confirmed(speeds, measure)
+        else:
+            both = [Setting(peer.cores), Setting(peer.cores, flash=False)]
+            tried = both if size == "quick" else all_settings(peer.cores, for_groups)
+            speeds = {setting: measure(setting) for setting in tried}
+        if size != "quick":
+            speeds = confirmed(speeds, measure)
         winners[work] = Winner(best_setting(speeds), speeds)
     return winners
