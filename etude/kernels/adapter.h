@@ -18,6 +18,7 @@ class Adapter {
   Adapter(const Model& model, float scale_) : scale(scale_), layers_(model.layers.size() * int(MatrixSlot::count)), model_(model) {}
   Adapter(const Adapter&) = delete;
   const float scale;  // alpha / rank
+  const Model& model() const { return model_; }
   int max_rank = 0;   // padded
   // a (rank, k), b (n, rank), row-major f32
   void set(const std::string& slot, int layer, int rank, int k, int n, const float* a, const float* b);

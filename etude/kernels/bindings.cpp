@@ -118,7 +118,7 @@ void bind_cache(nb::module_& m) {
           "shift",
           [](Cache& self, const Model& model, I32 src, I32 dst, int length, int keep, int discard) {
             auto pages = [&](int tokens) { return size_t(tokens + self.page_tokens - 1) / self.page_tokens; };
-            if (length < 1 || discard < 1 || keep < 0 || keep + discard > length) throw nb::value_error("need 0 <= keep, 1 <= discard, keep + discard <= length");
+            if (length < 1 || discard < 1 || keep < 0 || int64_t(keep) + discard > length) throw nb::value_error("need 0 <= keep, 1 <= discard, keep + discard <= length");
             if (src.size() < pages(length) || dst.size() < pages(length - discard)) throw nb::value_error("page tables are too short");
             nb::gil_scoped_release release;
             self.shift(model.shape, src.data(), dst.data(), length, keep, discard);

@@ -62,11 +62,13 @@ StepOutput step(Decoder& self, I32 token_ids, I32 first_token, I32 first_positio
                 bool want_logits, bool want_hidden, int n_vocab, int d_model) {
   StepInput in = input_of(token_ids, first_token, first_position, pages, first_page, adapters, adapter_scales, rows, samplers, targets, n_top);
   const size_t wanted = rows.size();
+  if (in.max_top > n_vocab) throw nb::value_error(("n_top = " + std::to_string(in.max_top) + ", the vocabulary has " + std::to_string(n_vocab)).c_str());
   if (masks.size() != wanted) throw nb::value_error("masks need one value a row");
-  for (nb::handle item : masks) {  // the list keeps the arrays alive through the step
+  for (nb::handle item : masks) {  // the list keeps the arrays alive through the step: no converted copies
     in.masks.push_back(nullptr);
     if (item.is_none()) continue;
-    const U32 mask = nb::cast<U32>(item);
+    U32 mask;
+    if (!nb::try_cast(item, mask, false)) throw nb::type_error("a mask must be a contiguous array of uint32, or None");
     if (mask.size() * 32 < size_t(n_vocab)) throw nb::value_error("a mask needs one bit a vocabulary entry");
     in.masks.back() = mask.data();
   }

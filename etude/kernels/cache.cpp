@@ -58,17 +58,20 @@ CacheType cache_type(const char* name) {
 }
 
 size_t Cache::bytes_per_page(const ModelShape& s, int page_tokens, CacheType type_k, CacheType type_v) {
+  checked("page_tokens", page_tokens, 32, 4096);
+  if (page_tokens % 32) throw std::invalid_argument("page_tokens = " + std::to_string(page_tokens) + ", must be a multiple of 32");
   return size_t(s.n_layers) * s.n_kv_heads * (part_bytes(type_k, s.head_dim, page_tokens) + part_bytes(type_v, s.head_stride(), page_tokens));
 }
 
 Cache::Cache(const ModelShape& s, int pages, int tokens, CacheType k, CacheType v)
-    : n_pages(checked("n_pages", pages, 1, 1 << 24)), page_tokens(checked("page_tokens", tokens, 32, 4096)), type_k(k), type_v(v),
+    : n_pages(checked("n_pages", pages, 1, 1 << 24)), page_tokens(tokens), type_k(k), type_v(v),
       n_layers_(s.n_layers), n_kv_heads_(s.n_kv_heads), head_dim_(s.head_dim), head_stride_(s.head_stride()),
       k_bytes_(part_bytes(k, s.head_dim, tokens)), head_bytes_(k_bytes_ + part_bytes(v, head_stride_, tokens)),
       page_bytes_(bytes_per_page(s, tokens, k, v)) {
-  if (tokens % 32) throw std::invalid_argument("page_tokens = " + std::to_string(tokens) + ", must be a multiple of 32");
   memory_ = Memory(page_bytes_ * size_t(pages));
 }
+
+bool Cache::fits(const ModelShape& s) const { return s.n_layers == n_layers_ && s.n_kv_heads == n_kv_heads_ && s.head_dim == head_dim_; }
 
 void Cache::write_key(uint8_t* keys, int slot, const float* k) {
   if (type_k == CacheType::f16 || type_k == CacheType::bf16) {
@@ -115,6 +118,7 @@ void Cache::copy_value(const uint8_t* from, int from_slot, uint8_t* to, int to_s
 }
 
 void Cache::shift(const ModelShape& shape, const int32_t* src, const int32_t* dst, int length, int keep, int discard) {
+  if (!fits(shape)) throw std::invalid_argument("the cache was made for a model of another shape");
   checked("keep", keep, 0, length);
   checked("discard", discard, 1, length - keep);
   for (int i = 0; i < (length + page_tokens - 1) / page_tokens; i++) checked("page", src[i], 0, n_pages - 1);

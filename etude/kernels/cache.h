@@ -18,6 +18,8 @@ class Cache {
   Cache(const ModelShape& shape, int n_pages, int page_tokens, CacheType type_k, CacheType type_v);
   static size_t bytes_per_page(const ModelShape& shape, int page_tokens, CacheType type_k, CacheType type_v);
 
+  bool fits(const ModelShape& shape) const;  // made for a model of this shape
+
   const int n_pages, page_tokens;
   const CacheType type_k, type_v;
   size_t page_bytes() const { return page_bytes_; }

@@ -50,6 +50,7 @@ Decoder::Decoder(const Model& model, Cache& cache, Pool& pool)
       ff_stride_(round_up(shape_.d_ff, 32)), q_stride_(round_up(shape_.n_heads * shape_.head_dim, 32)),
       kv_stride_(round_up(shape_.n_kv_heads * shape_.head_dim, 32)), scratch_(pool.threads()), attention_rows_(pool.threads()) {
   model.check();
+  if (!cache.fits(shape_)) refuse("the cache was made for a model of another shape");
   vocab_stride_ = model.head().tiles * 16;
 }
 
@@ -66,11 +67,19 @@ void Decoder::check(const StepInput& in) const {
     for (int i = in.first_page[s]; i < in.first_page[s + 1]; i++)
       if (in.pages[i] < 0 || in.pages[i] >= cache_.n_pages) refuse("page " + std::to_string(in.pages[i]) + ", allowed 0 to " + std::to_string(cache_.n_pages - 1));
   }
+  for (const Adapter* adapter : in.adapters)
+    if (adapter && &adapter->model() != &model_) refuse("an adapter was made for another model");
   for (int r = 0; r < in.n_rows; r++) {
     if (in.rows[r] < 0 || in.rows[r] >= in.n_tokens || (r && in.rows[r] < in.rows[r - 1])) refuse("rows must be ascending token indices");
+    if (in.samplers[r] && in.samplers[r]->n_vocab() != shape_.n_vocab)
+      refuse("a sampler was made for " + std::to_string(in.samplers[r]->n_vocab()) + " tokens, the model has " + std::to_string(shape_.n_vocab));
     if (!in.samplers[r] && (in.targets[r] < 0 || in.targets[r] >= shape_.n_vocab)) refuse("row " + std::to_string(r) + " has neither a sampler nor a target token");
     if (in.n_top[r] < 0 || in.n_top[r] > shape_.n_vocab) refuse("n_top = " + std::to_string(in.n_top[r]));
   }
+  std::vector<Sampler*> drawing(in.samplers);
+  std::sort(drawing.begin(), drawing.end());
+  for (size_t r = 1; r < drawing.size(); r++)
+    if (drawing[r] && drawing[r] == drawing[r - 1]) refuse("a sampler is in two rows of a step; it can draw only one token");
 }
 
 void Decoder::reserve(int tokens) {
@@ -202,7 +211,8 @@ void Decoder::multiply_piece(int layer, const Product& p, const Activations& x, 
     Activations u;
     u.k_padded = lora_stride_;
     u.f32 = lora_u_.as<float>() + size_t(slot) * tokens_ * lora_stride_;
-    float* y = lora_y_.as<float>() + size_t(slot) * tokens_ * p.ldy;
+    // Products of different width run at the same time: each has a place of the widest.
+    float* y = lora_y_.as<float>() + size_t(slot) * tokens_ * std::max({q_stride_, kv_stride_, ff_stride_, d_stride_});
     k_.matmul(pair.b.matrix, u, range.begin, range.end, begin, end, y, p.ldy);
     for (int t = range.begin; t < range.end; t++) {
       float* delta = y + size_t(t) * p.ldy + column;

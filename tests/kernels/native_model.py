@@ -19,7 +19,6 @@ from tests.model.tiny_models import FIXTURES, f32_weights, hyperparameters
 
 F32 = NDArray[np.float32]
 Weights = dict[tuple[str, int], F32]
-NO_IDS = np.zeros(0, np.int32)
 
 
 def fixture(name: str) -> tuple[reference.Hyperparameters, Weights]:
@@ -114,7 +113,7 @@ class Run:
         self,
         model: Any,
         *,
-        threads: int = 2,
+        threads: int = 1,
         n_pages: int = 64,
         page_tokens: int = 32,
         types: tuple[str, str] = ("f32", "f32"),
@@ -166,3 +165,17 @@ class Run:
 
 def same_bits(a: F32, b: F32) -> bool:
     return a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def random_ids(n: int, seed: int = 0, n_vocab: int = 101) -> NDArray[np.int32]:
+    return np.random.default_rng(seed).integers(0, n_vocab, n).astype(np.int32)
+
+
+def log_softmax(logits: F32) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def mean_kl(exact: F32, rough: F32) -> float:
+    p, q = log_softmax(exact), log_softmax(rough)
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
