@@ -194,5 +194,5 @@ def test_arrays_of_another_type_are_refused(changes: dict[str, Any]) -> None:
 def plain_arguments() -> dict[str, Any]:
     return {"token_ids": int32(1, 2, 3), "first_token": int32(0, 3), "first_position": int32(0),
             "pages": int32(0), "first_page": int32(0, 1), "adapters": [],
-            "adapter_scales": np.zeros(0, np.float32), "rows": int32(0, 1, 2), "samplers": [None] * 3, "targets": int32(0, 0, 0), "masks": [None] * 3,
-            "n_top": int32(0, 0, 0)}  # fmt: skip
+            "adapter_scales": np.zeros(0, np.float32), "rows": int32(0, 1, 2), "samplers": [None] * 3,
+            "targets": int32(0, 0, 0), "masks": [None] * 3, "n_top": int32(0, 0, 0)}  # fmt: skip
