@@ -136,7 +136,15 @@ static void flush(const AttentionShape& shape, const uint8_t* k_page, const uint
   value_steps[int(shape.type_v)][count - 1](shape, v_page, key0, keys, rows, scores);
 }
 
-void attend(const AttentionShape& shape, const uint8_t* k_page, const uint8_t* v_page, int key0, int first_key, const AttentionRow* rows, int count) {
+template <CacheType C>
+static void widen(const AttentionShape& shape, const uint8_t* k_page, const uint8_t* v_page, int key0, float* k, float* v) {
+  const int head_stride = (shape.head_dim + 15) / 16 * 16;
+  for (int d = 0; d < shape.head_dim; d++)
+    for (int h = 0; h < chunk; h += 16) store(k + d * chunk + h, load_cached<C>(k_page, size_t(d) * shape.page_tokens + key0 + h));
+  for (int i = 0; i < chunk * head_stride; i += 16) store(v + i, load_cached<C>(v_page, size_t(key0) * head_stride + i));
+}
+
+static void attend_rows(const AttentionShape& shape, const uint8_t* k_page, const uint8_t* v_page, int key0, int first_key, const AttentionRow* rows, int count) {
   const AttentionRow* seeing[max_rows];
   int n = 0;
   for (int i = 0; i < count; i++) {
@@ -150,6 +158,21 @@ void attend(const AttentionShape& shape, const uint8_t* k_page, const uint8_t* v
     }
   }
   if (n) flush(shape, k_page, v_page, key0, first_key, seeing, n);
+}
+
+constexpr int widen_rows = 24, widen_dim = 256;  // so many queries pay for widening a chunk once; so large a head fits the stack
+
+void attend(const AttentionShape& shape, const uint8_t* k_page, const uint8_t* v_page, int key0, int first_key, const AttentionRow* rows, int count) {
+  const bool f16 = shape.type_k == CacheType::f16 && shape.type_v == CacheType::f16;
+  const bool bf16 = shape.type_k == CacheType::bf16 && shape.type_v == CacheType::bf16;
+  if (count < widen_rows || shape.head_dim > widen_dim || !(f16 || bf16)) return attend_rows(shape, k_page, v_page, key0, first_key, rows, count);
+  alignas(64) float k[widen_dim * chunk], v[widen_dim * chunk];
+  if (f16) widen<CacheType::f16>(shape, k_page, v_page, key0, k, v);
+  else widen<CacheType::bf16>(shape, k_page, v_page, key0, k, v);
+  AttentionShape wide = shape;
+  wide.type_k = wide.type_v = CacheType::f32;
+  wide.page_tokens = chunk;
+  attend_rows(wide, (const uint8_t*)k, (const uint8_t*)v, 0, first_key, rows, count);
 }
 
 }  // namespace ETUDE_ISA

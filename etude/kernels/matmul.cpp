@@ -92,7 +92,8 @@ static void integer_tile(const Matrix& w, const Activations& x, int t0, int tile
   const int blocks = w.blocks;
   const Table table = C == Codes::table ? load_table(w.table) : Table{};
   const size_t row = size_t(t0) + (Residual ? x.residual_rows : 0), first = row * blocks;
-  const int32_t* bias = (C == Codes::nibble ? x.bias8 : x.bias128) + first;
+  const int32_t* bias = (w.codes == Codes::nibble ? x.bias8 : x.bias128) + first;  // not C: see unpacked()
+  const int32_t half_offset = w.codes == Codes::nibble ? -8 : -128;
   const float *scale = x.scale + first, *unbias = x.unbias + first, *scaled_sum = x.scaled_sum + first;
   const int32_t* sum16 = x.sum16 + 2 * first;
   const int8_t* q = x.q + row * x.k_padded;
@@ -115,7 +116,7 @@ static void integer_tile(const Matrix& w, const Activations& x, int t0, int tile
         const int i = t * blocks + b;
         I start = set1_i(int_bias);
         if constexpr (has_halves(S) && !has_minimum(S))
-          start = set1_i(int_bias + (C == Codes::nibble ? -8 : -128) * sum16[2 * i + p]);
+          start = set1_i(int_bias + half_offset * sum16[2 * i + p]);
         else if constexpr (!has_minimum(S))
           start = set1_i(bias[i]);
         for (int r = 0; r < R; r++) s[r][t] = start;
@@ -211,11 +212,36 @@ static void columns(const Matrix& w, const Activations& x, int t_begin, int t_en
   for (; t < t_end; t++) tile<C, S, R, 1>(w, x, t, first_tile, y, ldy);
 }
 
+// R tiles of a 4-bit matrix with their codes as bytes in `codes` (R * blocks * 512). Everything else, the offset of the codes
+// too, stays: the same integers, so the same bits.
+template <Codes C, int R>
+static Matrix unpacked(const Matrix& w, int first_tile, uint8_t* codes) {
+  Matrix m = w;
+  m.code_data = codes - size_t(first_tile) * w.blocks * 512;
+  m.code_stride = size_t(w.blocks) * 512;
+  m.tiles = first_tile + R;  // nothing beyond to prefetch
+  const Table table = C == Codes::table ? load_table(w.table) : Table{};
+  for (int r = 0; r < R; r++)
+    for (int b = 0; b < w.blocks; b++)
+      for (int g = 0; g < 8; g++, codes += 64)
+        store_w(codes, code_group<C>(w.code_data + (first_tile + r) * w.code_stride + size_t(b) * code_bytes(C), g, table));
+  return m;
+}
+
+// So many columns pay for unpacking 4-bit codes once; so many inputs fit the nearest caches unpacked.
+constexpr int unpack_columns = 128, unpack_blocks = 192;
+
 template <Codes C, Scales S>
 static void run(const Matrix& w, const Activations& x, int t_begin, int t_end, int tile_begin, int tile_end, float* y, size_t ldy) {
   int i = tile_begin;
   if (t_end - t_begin == 1)
     for (; i + single_rows <= tile_end; i += single_rows) tile<C, S, single_rows, 1>(w, x, t_begin, i, y, ldy);
+  if constexpr (C == Codes::nibble || C == Codes::table)
+    if (t_end - t_begin >= unpack_columns && w.blocks <= unpack_blocks) {
+      alignas(64) uint8_t codes[tile_rows * unpack_blocks * 512];
+      for (; i + tile_rows <= tile_end; i += tile_rows)
+        columns<Codes::byte, S, tile_rows>(unpacked<C, tile_rows>(w, i, codes), x, t_begin, t_end, i, y, ldy);
+    }
   for (; i + tile_rows <= tile_end; i += tile_rows) columns<C, S, tile_rows>(w, x, t_begin, t_end, i, y, ldy);
   for (; i < tile_end; i++) columns<C, S, 1>(w, x, t_begin, t_end, i, y, ldy);
 }

@@ -69,6 +69,7 @@ static inline float max_lane(F a) { return _mm512_reduce_max_ps(a.v); }
 static inline int32_t sum_i(I a) { return _mm512_reduce_add_epi32(a.v); }
 
 static inline W load_w(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline void store_w(uint8_t* p, W a) { _mm512_storeu_si512(p, a.v); }
 static inline W low_nibbles(W a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
 static inline W high_nibbles(W a) { return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))}; }
 struct Table { __m512i v; };
@@ -177,6 +178,7 @@ static inline int32_t sum_i(I x) {
 }
 
 static inline W load_w(const uint8_t* p) { return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 32))}; }
+static inline void store_w(uint8_t* p, W x) { _mm256_storeu_si256((__m256i*)p, x.a); _mm256_storeu_si256((__m256i*)(p + 32), x.b); }
 static inline W low_nibbles(W x) {
   const __m256i m = _mm256_set1_epi8(15);
   return {_mm256_and_si256(x.a, m), _mm256_and_si256(x.b, m)};

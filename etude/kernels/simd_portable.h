@@ -65,6 +65,7 @@ static inline int32_t sum_i(I a) {
 }
 
 static inline W load_w(const uint8_t* p) { W r; for (int i = 0; i < 64; i++) r.v[i] = p[i]; return r; }
+static inline void store_w(uint8_t* p, W a) { for (int i = 0; i < 64; i++) p[i] = a.v[i]; }
 static inline W low_nibbles(W a) { for (int i = 0; i < 64; i++) a.v[i] &= 15; return a; }
 static inline W high_nibbles(W a) { for (int i = 0; i < 64; i++) a.v[i] >>= 4; return a; }
 struct Table { uint8_t v[16]; };
