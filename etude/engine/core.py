@@ -56,7 +56,6 @@ class Parts:
     new_sampler: Callable[[SamplingParams, int, int, NDArray[np.int32]], Sampler]
     """(params, seed, index of the completion, prompt ids)"""
     new_matcher: Callable[[Grammar], GrammarState]
-    compute_masks: Callable[[list[GrammarState]], None]
     """so that the next mask() of each is ready, all at once"""
     new_stream: Callable[[], TextStream]
     n_vocab: int
@@ -319,14 +318,11 @@ class EngineCore:
         """The masks of the next step; a completion whose grammar gives up (too complex, say) ends
         with its reason.
         """
-        try:
-            self.parts.compute_masks([matcher for _, matcher in held])
-        except EtudeError:
-            for sequence, matcher in held:
-                try:
-                    matcher.mask()
-                except EtudeError as error:
-                    self._finish(sequence, "abort", str(error))
+        for sequence, matcher in held:
+            try:
+                matcher.mask()
+            except EtudeError as error:
+                self._finish(sequence, "abort", str(error))
 
     def _why_finished(self, sequence: Sequence, token: int) -> Finish | None:
         group = sequence.group

@@ -206,11 +206,9 @@ def limits_of(run: RunSettings, plan: CachePlan, tokenizer: Tokenizer) -> Limits
 def parts_of(model: LoadedModel) -> Parts:
     """Samplers, grammars and text for the completions of a model."""
     tokenizer, n_vocab = model.tokenizer, model.config.n_vocab
-    grammars = GrammarFactory(tokenizer, n_vocab)
     return Parts(
         new_sampler=SamplerFactory(tokenizer, n_vocab),
-        new_matcher=grammars,
-        compute_masks=grammars.compute_masks,
+        new_matcher=GrammarFactory(tokenizer, n_vocab),
         new_stream=tokenizer.stream,
         n_vocab=n_vocab,
         d_model=model.config.d_model,

@@ -223,7 +223,6 @@ def new_core(
     parts = Parts(
         new_sampler=lambda params, seed, index, prompt: FakeSampler(seed, index),
         new_matcher=FakeMatcher,
-        compute_masks=lambda matchers: [matcher.mask() for matcher in matchers],
         new_stream=FakeStream,
         n_vocab=N_VOCAB,
         d_model=1,
