@@ -186,18 +186,30 @@ def test_products_stay_near_unencoded_inputs(type: GGMLType) -> None:
 
 @each_type
 def test_any_number_of_columns_rows_and_threads_gives_the_same_bits(type: GGMLType) -> None:
-    """t 1 to 70, n 1 to 33, threads 1 to 3; and each row of the batch alone."""
+    """t 1 to 70 and around 128 (where the kernel changes its way), n 1 to 33, threads 1 to 3; and each row of
+    the batch alone."""
     k = 256 if block_size(type) == 256 else 96
     data, w_NK = weights(type, 33, k)
-    x_TK = inputs(70, k)
+    x_TK = inputs(139, k)
     whole = multiply(type, data, x_TK)
     assert worst_error(whole, encoded(type, x_TK) @ w_NK.T) < TOLERANCE
-    for t in range(1, 71):
+    for t in (*range(1, 71), *range(126, 140)):
         assert same_bits(multiply(type, data, x_TK[:t], 1 + t % 3), whole[:t]), t
         assert same_bits(multiply(type, data, x_TK[t - 1 : t]), whole[t - 1 : t]), t
     for n in range(1, 34):
         got = multiply(type, data[:n], x_TK[: n % 6 + 1], 1 + n % 3)
         assert same_bits(got, np.ascontiguousarray(whole[: n % 6 + 1, :n])), n
+
+
+@each_type
+@pytest.mark.parametrize("k", [6144, 6400])
+def test_large_batches_of_wide_rows_equal_each_row_alone(type: GGMLType, k: int) -> None:
+    data, w_NK = weights(type, 33, k)
+    x_TK = inputs(130, k)
+    whole = multiply(type, data, x_TK)
+    assert worst_error(whole, encoded(type, x_TK) @ w_NK.T) < TOLERANCE
+    for t in (0, 3, 60, 129):
+        assert same_bits(multiply(type, data, x_TK[t : t + 1]), whole[t : t + 1]), t
 
 
 @each_type
