@@ -115,17 +115,13 @@ def test_texts(source: str, yes: list[str], no: list[str]) -> None:
     assert [text for text in yes + no if Recogniser(rules, text).matches()] == yes
 
 
-def names(rules: list[str]) -> st.SearchStrategy[str]:
-    return st.sampled_from(rules)
-
-
 def bodies(rules: list[str]) -> st.SearchStrategy[str]:
     """GBNF for the body of a rule."""
     atoms = st.one_of(
         st.text(ALPHABET, min_size=1, max_size=3).map(lambda text: f'"{text}"'),
         st.sets(st.sampled_from(ALPHABET), min_size=1).map(lambda chars: f"[{''.join(sorted(chars))}]"),
         st.sampled_from(["[^a]", "[^é]", "."]),
-        names(rules),
+        st.sampled_from(rules or ['"b"']),
     )
     return st.recursive(
         atoms,
@@ -140,10 +136,30 @@ def bodies(rules: list[str]) -> st.SearchStrategy[str]:
     )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(st.tuples(*(bodies(["root", "x", "y"]) for _ in range(3))))
-def test_random_grammars_match_what_their_characters_say(rules: tuple[str, str, str]) -> None:
-    source = "\n".join(f"{name} ::= {body}" for name, body in zip(("root", "x", "y"), rules, strict=True))
+def grammars(root_refs: list[str], other_refs: list[str], recursion: str) -> st.SearchStrategy[str]:
+    """Three rules; which of them lead on to which."""
+    return st.builds(
+        "root ::= {}{}\nx ::= {}\ny ::= {}".format,
+        bodies(root_refs),
+        st.just(recursion),
+        bodies(other_refs),
+        bodies(other_refs),
+    )
+
+
+RANDOM = {
+    "recursive anywhere": grammars(["root", "x", "y"], ["root", "x", "y"], ""),
+    # only root leads back to itself, so that x and y may become lexemes
+    "lexemes in a recursion": grammars(["x", "y"], [], ' | "(" root'),
+    "lexemes before a recursion": grammars(["x", "y"], [], " | x root y"),
+}
+
+
+@pytest.mark.parametrize("kind", RANDOM)
+@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_random_grammars_match_what_their_characters_say(kind: str, data: st.DataObject) -> None:
+    source = data.draw(RANDOM[kind])
     try:
         tree = read_gbnf(source)
     except EtudeError as error:
