@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 DEADLINE_S = 120.0
+FORWARD = re.compile(r"(\x08*)\x1b\[(\d*)C")
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[()][A-Z0-9]|[=>])")
 
 
@@ -60,8 +61,9 @@ class PseudoTerminal:
 
     @property
     def shown(self) -> str:
-        """All that was shown, without colours and cursor movements."""
-        return ANSI.sub("", self.raw).replace("\r", "")
+        """All that was shown, without colours; moving the cursor to the right leaves spaces."""
+        spaced = FORWARD.sub(lambda match: " " * (int(match[2] or 1) - len(match[1])), self.raw)
+        return ANSI.sub("", spaced).replace("\r", "")
 
     def _read(self, timeout_s: float) -> bool:
         if timeout_s <= 0 or not select.select([self._master], [], [], timeout_s)[0]:

@@ -28,8 +28,8 @@ CONTEXT, WIDTH, LAYERS, HEADS, KV_HEADS, FF = 512, 32, 2, 2, 1, 64
 
 def tiny_metadata(template: str | None = CHATML) -> dict[str, Any]:
     """Metadata of the tiny model; template None: a base model."""
-    tokens = [*SPECIALS, *(BYTE_CHARS[byte] for byte in range(256)), *THINKING]
-    kinds = [3] * len(SPECIALS) + [1] * 256 + [4] * len(THINKING)
+    tokens = [*SPECIALS, *(BYTE_CHARS[byte] for byte in range(256)), *THINKING, "ab"]
+    kinds = [3] * len(SPECIALS) + [1] * 256 + [4] * len(THINKING) + [1]
     metadata: dict[str, Any] = {
         "general.architecture": "llama",
         "general.name": "tiny",
