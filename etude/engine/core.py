@@ -56,7 +56,6 @@ class Parts:
     new_sampler: Callable[[SamplingParams, int, int, NDArray[np.int32]], Sampler]
     """(params, seed, index of the completion, prompt ids)"""
     new_matcher: Callable[[Grammar], GrammarState]
-    """so that the next mask() of each is ready, all at once"""
     new_stream: Callable[[], TextStream]
     n_vocab: int
     d_model: int

@@ -27,13 +27,20 @@ Result = TypeVar("Result")
 
 
 class Inbox:
-    """Where the events of some requests arrive. arrived: called with each instead, by the driving thread;
-    told of an error when the engine fails.
+    """Where the events of some requests arrive; `only_ends`: only those that end a completion.
+
+    arrived: called with each event instead, by the driving thread, and with the error when the engine fails.
     """
 
-    def __init__(self, arrived: Callable[[Event | BaseException], None] | None = None) -> None:
+    def __init__(
+        self,
+        arrived: Callable[[Event | BaseException], None] | None = None,
+        *,
+        only_ends: bool = False,
+    ) -> None:
         self.events: deque[Event] = deque()
         self.arrived = arrived
+        self.only_ends = only_ends
         self.wake = threading.Event()
 
 
@@ -159,6 +166,10 @@ class Driver:
 
     def _deliver(self, event: Event) -> None:
         inbox = self._inboxes.get(event.request_id, self._public)
+        if inbox.only_ends and event.finish is None:
+            return
+        if inbox.only_ends and event.finish is None:
+            return
         if inbox.arrived is None:
             inbox.events.append(event)
         else:

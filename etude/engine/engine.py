@@ -192,7 +192,7 @@ class Engine:
     ) -> list[list[Completion]]:
         """The `n` completions of each prompt. options: fields of `SamplingParams` and of `Request`."""
         requests = self._requests(prompts, params, n=n, **options)
-        inbox = Inbox()
+        inbox = Inbox(only_ends=True)
         running = self._submit(requests, inbox)
         results: dict[tuple[int, int], Completion] = {}
         try:
@@ -223,7 +223,7 @@ class Engine:
         """`generate` for asyncio; cancelling it ends the requests."""
         requests = self._requests(prompts, params, n=n, **options)
         results: dict[tuple[int, int], Completion] = {}
-        inbox, events = _async_inbox()
+        inbox, events = _async_inbox(only_ends=True)
         running = self._submit(requests, inbox)
         try:
             while len(results) < n * len(requests):
@@ -238,7 +238,7 @@ class Engine:
         """`stream` for asyncio."""
         request = self.request(prompt, params, **options)
         pieces = Pieces(self.tokenizer, request)
-        inbox, events = _async_inbox()
+        inbox, events = _async_inbox(only_ends=False)
         running = self._submit([request], inbox)
         try:
             while pieces.n_open:
@@ -360,11 +360,11 @@ def _collect(event: Event, results: dict[tuple[int, int], Completion]) -> None:
         results[event.request_id, event.index] = event.completion
 
 
-def _async_inbox() -> tuple[Inbox, asyncio.Queue[Event | BaseException]]:
+def _async_inbox(only_ends: bool) -> tuple[Inbox, asyncio.Queue[Event | BaseException]]:
     """An inbox that fills a queue of the running event loop."""
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[Event | BaseException] = asyncio.Queue()
-    return Inbox(lambda event: _put(loop, events, event)), events
+    return Inbox(lambda event: _put(loop, events, event), only_ends=only_ends), events
 
 
 def _put(

@@ -19,7 +19,7 @@ from etude.model.checkpoint import MatrixWeights, VectorWeights, weight_from_hf
 from etude.model.family import ModelConfig
 from etude.model.lora import LoraWeights
 from etude.model.names import Place, place_of_hf
-from etude.model.quants import GGMLType
+from etude.model.quants import GGMLType, row_bytes
 from etude.records import EtudeError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ WEIGHT_TYPES = {"f32": GGMLType.F32, "f16": GGMLType.F16, "bf16": GGMLType.BF16,
 """Types that weights can be converted to, by the name that users write."""
 
 
+CHUNK_VALUES = 1 << 17  # converted at once: numpy's intermediate arrays then stay in the processor's cache
 PACKED = frozenset(
     GGMLType[name]
     for name in "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4".split()
@@ -65,7 +66,14 @@ def converted(weight: MatrixWeights, to: GGMLType) -> NDArray[np.uint8]:
             f"{weight.name} has rows of {weight.k} values, which Q8_0 cannot hold (blocks of 32): "
             "load the model with weight_type='bf16'"
         )
-    return quantize(to, dequantize(weight.type, weight.data, (weight.n, weight.k))).reshape(-1)
+    wide, narrow = row_bytes(weight.type, weight.k), row_bytes(to, weight.k)
+    step = max(1, CHUNK_VALUES // weight.k)
+    result = np.empty(weight.n * narrow, np.uint8)
+    for row in range(0, weight.n, step):
+        n_rows = min(step, weight.n - row)
+        values = dequantize(weight.type, weight.data[row * wide : (row + n_rows) * wide], (n_rows, weight.k))
+        result[row * narrow : (row + n_rows) * narrow] = quantize(to, values).reshape(-1)
+    return result
 
 
 def read_update(config: ModelConfig, model: Model, tensors: Iterable[tuple[str, Any]]) -> list[Weight]:

@@ -135,9 +135,7 @@ def test_requests_may_come_at_any_time(engine: Engine, expected: list[list[Compl
 
 def test_decoding_is_reading(engine: Engine) -> None:
     """The raw logprobs of drawn tokens are those of the same tokens in a prompt, which is read in one go."""
-    [completion] = run(
-        engine, [Request(prompt_of(40), SamplingParams(max_tokens=50, seed=7, ignore_eos=True))]
-    )[0]
+    [completion] = run(engine, [Request(prompt_of(40), SamplingParams(max_tokens=50, seed=7))])[0]
     with_score = engine.score(prompt_of(40) + completion.token_ids)
     assert with_score[40:] == completion.raw_logprobs
     assert completion.logprobs == completion.raw_logprobs, "at temperature 1 nothing is truncated"
