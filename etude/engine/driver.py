@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TypeVar
 
@@ -188,7 +188,8 @@ class Driver:
         self._failure = error
         for inbox in set(self._inboxes.values()):
             if inbox.arrived is not None:
-                inbox.arrived(error)
+                with suppress(RuntimeError):  # its event loop has been closed
+                    inbox.arrived(error)
         self._inboxes.clear()
 
     def _check(self) -> None:
