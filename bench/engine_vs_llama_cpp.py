@@ -43,6 +43,11 @@ class Run:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.began = time.monotonic()
+        self.load = os.getloadavg()[0]
+        if self.load > 0.5:
+            self.say(
+                f"load average {self.load:.1f}: this machine is busy, which costs llama.cpp more than us"
+            )
         self.size = "quick" if args.quick else "full" if args.full else "default"
         self.threads: int = args.threads
         self.peer = LlamaCpp(args.llama_bin, self.threads)
@@ -180,6 +185,7 @@ def write_json(path: Path, run: Run, roofline: Roofline, rows: list[Row], measur
         "cpu": cpu_description(),
         "threads": run.threads,
         "size": run.size,
+        "load_average_at_start": run.load,
         "peer": f"llama.cpp {run.peer.version()}",
         "roofline": vars(roofline),
         "peer_settings": {
