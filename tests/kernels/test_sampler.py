@@ -18,7 +18,6 @@ import pytest
 from numpy.typing import NDArray
 
 from etude.kernels._native import Breakers, Sampler
-from tests.kernels.paths import on_every_path
 from tests.kernels.sampling_cases import case_logits
 
 STORED = Path(__file__).parents[1] / "data" / "peers" / "sampling.json.gz"
@@ -239,7 +238,3 @@ def test_stored_cases_are_not_trivial() -> None:
         assert sum(step in case["steps"] for case in cases) > 90, step
     for setting in ("mirostat", "min_keep", "logit_bias", "dynamic_range"):
         assert sum(setting in case["settings"] for case in cases) > 40, setting
-
-
-def test_every_path_passes_these_tests() -> None:
-    on_every_path(__file__)

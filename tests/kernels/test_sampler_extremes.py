@@ -10,7 +10,6 @@ import pytest
 from numpy.typing import NDArray
 
 from etude.kernels._native import Breakers, Sampler, score, top_logprobs
-from tests.kernels.paths import on_every_path
 
 BAD_LOGITS, NOTHING_ALLOWED = -1, -2
 CHAINS: list[dict[str, Any]] = [
@@ -231,7 +230,3 @@ def test_score_equals_log_softmax() -> None:
             assert (got_id, logprob) == (token_id, raw_logprob)
             assert logprob == pytest.approx(raw[token_id], abs=1e-6)
             assert entropy == pytest.approx(-(np.exp(raw) * raw).sum(), abs=3e-6)
-
-
-def test_every_path_passes_these_tests() -> None:
-    on_every_path(__file__)
