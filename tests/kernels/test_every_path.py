@@ -17,7 +17,8 @@ from etude.kernels._native import isa
 
 PATHS = ("avx512", "avx2", "portable")
 FILES = ("test_matmul.py", "test_decoder.py", "test_decoder_cache.py", "test_decoder_adapters.py",
-         "test_decoder_output.py", "test_vocab.py", "test_sampler.py", "test_sampler_extremes.py")  # fmt: skip
+         "test_decoder_output.py", "test_vocab.py", "test_sampler.py",
+         "test_sampler_extremes.py")  # fmt: skip
 FOLDER = Path(__file__).parent
 FORCED = os.environ.get("ETUDE_ISA")
 
