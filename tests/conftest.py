@@ -10,6 +10,11 @@ from etude.model.pull import resolve
 from etude.records import EtudeError
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Doctests are looked for in the package and in test files, not in what tests run in another process."""
+    return True if collection_path.suffix == ".py" and not collection_path.name.startswith("test_") else None
+
+
 def _cached(name: str) -> Path:
     try:
         return resolve(name)
