@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
+from etude.engine.engine import Engine
 from etude.kernels.reference_quants import READABLE_TYPES
 from etude.model.gguf import GGUFError, GGUFFile
 from etude.model.quants import GGMLType
@@ -370,6 +371,12 @@ def run(
     return report
 
 
+def generate_two_tokens(path: Path) -> None:
+    """Prompt and decode on an accepted file. EtudeError where the engine refuses the model."""
+    with Engine.load(path, threads=1, context=64, cache_tokens=64) as engine:
+        engine.generate([[1, 2, 3]], max_tokens=2, seed=1)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=100_000, help="cases to run (default: %(default)s)")
@@ -377,6 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--first", type=int, default=0, help="number of the first case, to repeat a failing one"
     )
+    parser.add_argument("--forward", action="store_true", help="run the engine on accepted files")
     parser.add_argument("--keep", type=Path, help="folder for failing files (default: a temporary one)")
     options = parser.parse_args(arguments)
     if sys.platform != "win32":
@@ -385,7 +393,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
     folder = options.keep or Path(tempfile.mkdtemp(prefix="fuzz-gguf-"))
     folder.mkdir(parents=True, exist_ok=True)
-    report = run(folder, options.count, seed=options.seed, first=options.first, progress=True)
+    forward = generate_two_tokens if options.forward else None
+    report = run(
+        folder, options.count, seed=options.seed, first=options.first, progress=True, forward=forward
+    )
     print(f"seed {options.seed}, {options.count} cases, digest {report.digest}: {dict(report.outcomes)}")
     print(f"{report.tensors_read} tensors read, {len(report.reasons)} different reasons to refuse")
     memory_bytes, ratio = report.largest_memory_bytes, report.largest_memory_ratio
