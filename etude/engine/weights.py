@@ -71,8 +71,13 @@ def converted(weight: MatrixWeights, to: GGMLType) -> NDArray[np.uint8]:
     result = np.empty(weight.n * narrow, np.uint8)
     for row in range(0, weight.n, step):
         n_rows = min(step, weight.n - row)
-        values = dequantize(weight.type, weight.data[row * wide : (row + n_rows) * wide], (n_rows, weight.k))
-        result[row * narrow : (row + n_rows) * narrow] = quantize(to, values).reshape(-1)
+        part = weight.data[row * wide : (row + n_rows) * wide]
+        try:
+            values = quantize(to, dequantize(weight.type, part, (n_rows, weight.k)))
+        except ValueError as error:  # a type that nothing reads, or values that the other type cannot hold
+            message = f"{weight.name} cannot be converted from {weight.type.name} to {to.name}: {error}"
+            raise EtudeError(message) from error
+        result[row * narrow : (row + n_rows) * narrow] = values.reshape(-1)
     return result
 
 
