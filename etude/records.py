@@ -1,7 +1,7 @@
 """What crosses folders: frozen records, free of torch, and the Engine protocol.
 
-One record per stage of a sample's life (see README). Token ids are the truth, text is a view: nothing that was
-sampled is ever tokenised again.
+One record per stage of a sample's life (see README). Token ids are the truth, text is a view: nothing that
+was sampled is ever tokenised again.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Completion:
-    """A finished completion; fields as in `Event`. `text` is a view of `token_ids`, cut before a stop string."""
+    """A finished completion; fields as in `Event`. `text` is a view of the ids, cut before a stop string."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -179,7 +179,7 @@ class Completion:
 
 
 class Engine(Protocol):
-    """Ids in, ids and logprobs out. `generate()`, chat, server and rollout collector are loops over `step()`."""
+    """Ids in, ids and logprobs out. generate(), chat, server and rollout collector are loops over step()."""
 
     def submit(self, request: Request) -> int: ...
 
