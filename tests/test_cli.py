@@ -270,12 +270,8 @@ def test_several_samples_as_text(tiny: Path) -> None:
 
 
 def test_a_form(tiny: Path) -> None:
-    one = {"x": {"enum": [1, 2]}}
-    schema = json.dumps(
-        {"type": "object", "properties": one, "required": ["x"], "additionalProperties": False}
-    )
-    done = etude("generate", tiny, "-p", "hi", "-n", "60", "-j", schema)
-    assert json.loads(done.stdout)["x"] in (1, 2), done
+    done = etude("generate", tiny, "-p", "hi", "-j", '{"enum": ["red", "blue"]}')
+    assert json.loads(done.stdout) in ("red", "blue"), done
 
 
 def test_a_context_that_is_too_small(tiny: Path) -> None:

@@ -16,7 +16,7 @@ _COLUMNS = (
     ("params", 10),
     ("backend", -10),
     ("threads", 7),
-    ("test", 15),
+    ("test", 20),
     ("t/s", 20),
 )
 """Of the table: title and width; negative is left-aligned."""

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
 from etude.records import EtudeError
 from etude.terminal.commands import Then, execute
+from etude.terminal.interrupts import noting_interrupts
 from etude.terminal.loading import Loaded, open_model, save_prompt
 from etude.terminal.options import Options
 from etude.terminal.prompt import COMMAND, PlainReader, Reader, TerminalReader, history_file
@@ -103,33 +105,44 @@ def greet(session: Session, loaded: Loaded) -> None:
 
 def talk(session: Session, reader: Reader, first: str | None = None) -> None:
     """Messages and answers until the end of the input, /exit, Ctrl-C twice, or one answer with -st."""
-    default, warned = "", False
-    while True:
-        if first is not None:
-            text, first = first, None
-            if reader.interactive:
-                session.screen.note(f"> {text}")
-        else:
+    with noting_interrupts() if reader.interactive else nullcontext(threading.Event()) as noted:
+        default, warned = "", False
+        while True:
+            then = Then.ASK
             try:
-                text = reader.read(default)
+                text = reader.read(noted, default) if first is None else _shown(session, reader, first)
+                first = None
+                then = handle(session, text)
             except EOFError:
                 return
             except KeyboardInterrupt:
                 if not reader.interactive:
                     raise
+                noted.set()
+            if then is Then.EXIT or (then is Then.REPLY and session.options["single_turn"]):
+                return
+            if noted.is_set():
                 if warned:
                     return
-                warned = True
                 session.screen.note("(Ctrl-C once more leaves, Ctrl-D too)")
-                continue
-        then = handle(session, text)
-        default, warned = "", False
-        if then is Then.EDIT:
-            default = session.conversation.undo() or ""
-            if not reader.edits:
-                session.screen.note(f"(taken back: {default})")
-        if then is Then.EXIT or (then is Then.REPLY and session.options["single_turn"]):
-            return
+            warned = noted.is_set()
+            noted.clear()
+            default = taken_back(session, reader) if then is Then.EDIT else ""
+
+
+def taken_back(session: Session, reader: Reader) -> str:
+    """/undo: the question, to be changed."""
+    question = session.conversation.undo() or ""
+    if not reader.edits:
+        session.screen.note(f"(taken back: {question})")
+    return question
+
+
+def _shown(session: Session, reader: Reader, text: str) -> str:
+    """The first message, which nobody has typed here."""
+    if reader.interactive:
+        session.screen.note(f"> {text}")
+    return text
 
 
 def handle(session: Session, text: str) -> Then:
@@ -137,14 +150,11 @@ def handle(session: Session, text: str) -> Then:
     command = COMMAND.fullmatch(text)
     if command:
         try:
-            then = execute(session, command[1], (command[2] or "").strip())
+            return execute(session, command[1], (command[2] or "").strip())
         except EtudeError as error:
             session.screen.error(str(error))
             session.failed = True
             return Then.ASK
-        if then is Then.REPLY:
-            session.reply()
-        return then
     if not text.strip() and not session.can_go_on:
         return Then.ASK
     session.ask(text)

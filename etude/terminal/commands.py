@@ -26,7 +26,7 @@ class Then(Enum):
     """What follows a command."""
 
     ASK = "the next message"
-    REPLY = "an answer to the open turn"
+    REPLY = "the next message; an answer was given, or tried"
     EDIT = "the next message, beginning with the question that was taken back"
     EXIT = "the end"
 
@@ -65,8 +65,9 @@ def _exit(session: Session, argument: str) -> Then:
 
 
 def _regen(session: Session, argument: str) -> Then:
-    if not session.conversation.drop_answer():
+    if not session.conversation.turns:
         raise EtudeError("there is no answer yet to give again")
+    session.answer_again()
     return Then.REPLY
 
 
@@ -112,6 +113,7 @@ def _set(session: Session, argument: str) -> Then:
     sampling_params(changed)  # raises for what would have no effect
     grammar(changed)
     session.options = changed
+    session.screen.note(f"{flag.key} = {changed[flag.key]}")
     return Then.ASK
 
 

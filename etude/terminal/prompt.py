@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol, TextIO
 
@@ -20,6 +22,8 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 
+from etude.terminal.interrupts import raising_interrupts
+
 FENCE = '"""'
 COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?")
 """A line that is a command; '/etc/hosts is …' is none."""
@@ -28,13 +32,15 @@ COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?")
 class Reader(Protocol):
     """Gives the next message; EOFError at the end, KeyboardInterrupt for Ctrl-C on an empty line.
 
+    noted: Ctrl-C came before the reader listened.
+
     interactive: somebody types. edits: `default` can be changed before it is sent.
     """
 
     interactive: bool
     edits: bool
 
-    def read(self, default: str = "") -> str: ...
+    def read(self, noted: threading.Event, default: str = "") -> str: ...
 
 
 def is_complete(text: str, multiline: bool = False) -> bool:
@@ -71,13 +77,16 @@ class PlainReader:
         self._stream = stream
         self._multiline = multiline
 
-    def read(self, default: str = "") -> str:
+    def read(self, noted: threading.Event, default: str = "") -> str:
         """The next message. What stands at the end of the stream is one even if it is not complete."""
         lines: list[str] = []
         while True:
             if self.interactive:
                 print("… " if lines else "> ", end="", file=sys.stderr, flush=True)
-            line = self._stream.readline()
+            with raising_interrupts() if self.interactive else nullcontext():
+                if noted.is_set():
+                    raise KeyboardInterrupt
+                line = self._stream.readline()
             if not line:
                 if not lines:
                     raise EOFError
@@ -108,9 +117,14 @@ class TerminalReader:
             output=output,
         )
 
-    def read(self, default: str = "") -> str:
+    def read(self, noted: threading.Event, default: str = "") -> str:
         """The next message; `default` stands there to be edited."""
-        return message(self._session.prompt(default=default), self._multiline)
+
+        def check() -> None:
+            if noted.is_set():
+                self._session.app.exit(exception=KeyboardInterrupt)
+
+        return message(self._session.prompt(default=default, pre_run=check), self._multiline)
 
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()

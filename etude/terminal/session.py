@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-import threading
+import sys
+import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from types import FrameType
 from typing import Protocol, TextIO
 
 from etude.model.thinking import ThinkingStream
@@ -15,6 +14,7 @@ from etude.model.tokenizer import Tokenizer
 from etude.records import EtudeError
 from etude.terminal.answer import CountingEngine, Manner, Timings, Writing
 from etude.terminal.conversation import Answer, Conversation
+from etude.terminal.interrupts import noting_interrupts
 from etude.terminal.options import Options
 from etude.terminal.sampling import manner_of
 from etude.terminal.screen import Screen
@@ -86,16 +86,26 @@ class Session:
     # ── answers ──
 
     def ask(self, text: str) -> Answer | None:
-        """A question with what /read put before it, and its answer; None if there is no room for it."""
-        self.conversation.ask("".join(self.attachments) + text)
-        self.attachments.clear()
-        return self.reply()
+        """A question with what /read put before it, and its answer; None, and no question, if that fails."""
+        with noting_interrupts() as noted, unechoed(sys.stdin):
+            self.conversation.ask("".join(self.attachments) + text)
+            self.attachments.clear()
+            return self._reply(noted.is_set)
 
-    def reply(self) -> Answer | None:
+    def answer_again(self) -> Answer | None:
+        """Another answer to the last question; the one that is there stays if that fails."""
+        with noting_interrupts() as noted, unechoed(sys.stdin):
+            turns = list(self.conversation.turns)
+            self.conversation.drop_answer()
+            answer = self._reply(noted.is_set)
+            if answer is None:
+                self.conversation.turns = turns
+            return answer
+
+    def _reply(self, interrupted: Callable[[], bool]) -> Answer | None:
         """Write the answer of the open turn. If it cannot be written, the question is taken back."""
         try:
-            prompt_ids = self._prompt_with_room()
-            answer = self._write(prompt_ids)
+            answer = self._write(self._prompt_with_room(), interrupted)
         except EtudeError as error:
             self.conversation.undo()
             self.screen.end_answer()
@@ -121,7 +131,8 @@ class Session:
             prompt_ids = self.conversation.prompt_ids()
             forgotten += 1
         if len(prompt_ids) >= self.context:
-            way = "" if self.options["context_shift"] else ", or start with --context-shift"
+            shift = not self.options["context_shift"] and len(self.conversation.turns) > 1
+            way = " or with --context-shift" if shift else ""
             raise EtudeError(
                 f"the conversation and this message are {len(prompt_ids)} tokens, the context holds "
                 f"{self.context}. The message was not sent. Shorten it, /undo or /clear, start with a larger "
@@ -134,16 +145,15 @@ class Session:
             )
         return prompt_ids
 
-    def _write(self, prompt_ids: tuple[int, ...]) -> Answer:
+    def _write(self, prompt_ids: tuple[int, ...], interrupted: Callable[[], bool]) -> Answer:
         if self.options["verbose_prompt"]:
             show_prompt(self.screen, self.loaded.tokenizer, prompt_ids)
         loaded, manner = self.loaded, self._manner(len(prompt_ids))
         self.first_prompt = self.first_prompt or prompt_ids
         writing = Writing(loaded.engine, loaded.tokenizer, prompt_ids, manner, loaded.splitter(prompt_ids))
         self.n_given += 1
-        with interruptible() as interrupted:
-            for kind, text in writing.pieces(interrupted):
-                (self.screen.thinking if kind == "thinking" else self.screen.answer)(text)
+        for kind, text in writing.pieces(interrupted):
+            (self.screen.thinking if kind == "thinking" else self.screen.answer)(text)
         self.screen.end_answer()
         self.last = writing.timings
         self.totals.add(writing.timings)
@@ -165,19 +175,13 @@ class Session:
         """Say why an answer stopped where the model did not end it."""
         if answer.finish == "abort":
             self.screen.note("(stopped)")
-        elif answer.finish == "length" and len(answer.ids) < max(self.options["predict"], 0):
-            self._explain_full()
+        elif answer.finish == "length" and 0 < self.options["predict"] <= len(answer.ids):
+            self.screen.note(f"(-n {self.options['predict']} tokens reached)")
         elif answer.finish == "length":
-            if self.options["predict"] > 0:
-                self.screen.note(f"(-n {self.options['predict']} tokens reached)")
-            else:
-                self._explain_full()
-
-    def _explain_full(self) -> None:
-        self.screen.note(
-            f"(the context of {self.context} tokens is full: /clear or /undo makes room, a larger --ctx-size "
-            "or --context-shift prevents it)"
-        )
+            self.screen.note(
+                f"(the context of {self.context} tokens is full: /clear or /undo makes room, a larger "
+                "--ctx-size or --context-shift prevents it)"
+            )
 
 
 def show_prompt(screen: Screen, tokenizer: Tokenizer, prompt_ids: tuple[int, ...]) -> None:
@@ -188,21 +192,18 @@ def show_prompt(screen: Screen, tokenizer: Tokenizer, prompt_ids: tuple[int, ...
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """While it holds, Ctrl-C is noted and not raised; the function given says whether it was."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+def unechoed(stream: TextIO) -> Iterator[None]:
+    """While it holds, keys that are typed into a terminal (Ctrl-C among them) leave no mark in the answer."""
+    if not stream.isatty():
+        yield
         return
-    noted = threading.Event()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        noted.set()
-
-    before = signal.signal(signal.SIGINT, note)
+    before = termios.tcgetattr(stream)
+    silent = [*before[:3], before[3] & ~(termios.ECHO | termios.ECHONL), *before[4:]]
+    termios.tcsetattr(stream, termios.TCSADRAIN, silent)
     try:
-        yield noted.is_set
+        yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        termios.tcsetattr(stream, termios.TCSADRAIN, before)
 
 
 def speed_line(timings: Timings) -> str:

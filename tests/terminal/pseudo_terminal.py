@@ -52,6 +52,13 @@ class PseudoTerminal:
             if not self._read(deadline_s - time.monotonic()):
                 raise AssertionError(f"{pattern!r} was not shown after {self.shown[self._seen :]!r}")
 
+    def wait_for_editor(self) -> None:
+        """Read until a line editor has taken over the terminal; keys typed before may be lost."""
+        deadline_s = time.monotonic() + DEADLINE_S
+        while termios.tcgetattr(self._master)[3] & termios.ICANON:
+            assert time.monotonic() < deadline_s, f"no editor after {self.shown[self._seen :]!r}"
+            self._read(0.05)
+
     def wait_for_end(self) -> int:
         """Read to the end; returns the exit code."""
         deadline_s = time.monotonic() + DEADLINE_S

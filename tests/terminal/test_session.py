@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,11 @@ from etude.records import Request
 from etude.terminal.chat import handle, talk
 from etude.terminal.commands import COMMANDS, Then
 from etude.terminal.conversation import Conversation
+from etude.terminal.interrupts import noting_interrupts, raising_interrupts
 from etude.terminal.options import parse
 from etude.terminal.prompt import PlainReader
 from etude.terminal.screen import Screen
-from etude.terminal.session import Session, interruptible
+from etude.terminal.session import Session
 from etude.terminal.verbs import VERBS
 from tests.terminal.scripted import ScriptedEngine
 from tests.terminal.tiny import CHATML, FORGETFUL, OPENING, tiny_metadata
@@ -161,7 +163,7 @@ def test_until_the_context_is_full() -> None:
 def test_a_message_without_room_is_not_sent() -> None:
     table = Table(texts=["ok"]).type("hi", "x" * 600)
     text = table.err.getvalue()
-    assert "the context holds 512" in text and "--ctx-size, or start with --context-shift" in text
+    assert "the context holds 512" in text and "larger --ctx-size or with --context-shift" in text
     assert len(table.requests) == 1 and len(table.session.conversation.turns) == 1 and table.session.failed
     table.type("short")
     assert len(table.requests) == 2
@@ -192,6 +194,14 @@ def test_regen_asks_the_same_again() -> None:
     assert table.out.getvalue() == "one\ntwo\n"
     assert table.requests[0].prompt_ids == table.requests[1].prompt_ids
     assert len(table.session.conversation.turns) == 1
+
+
+def test_an_answer_again_that_fails_leaves_the_first() -> None:
+    table = Table(texts=["one"]).type("hi", "/set grammar x")
+    table.engine.context = 5
+    table.type("/regen")
+    assert "the prompt is too long" in table.err.getvalue()
+    assert [turn.answer and turn.answer.text for turn in table.session.conversation.turns] == ["one"]
 
 
 def test_clear_and_system() -> None:
@@ -327,13 +337,51 @@ def test_multiline_input() -> None:
     assert "user\na\nb<|im_end|>" in table.prompt(0) and "user\nc\n/tokens\nd<|im_end|>" in table.prompt(1)
 
 
-def test_ctrl_c_is_noted_while_an_answer_is_written() -> None:
+def test_ctrl_c_is_noted_or_raised() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with interruptible() as interrupted:
-        assert not interrupted()
+    with noting_interrupts() as noted:
         signal.raise_signal(signal.SIGINT)
-        assert interrupted()
+        assert noted.is_set()
+        with pytest.raises(KeyboardInterrupt), raising_interrupts():
+            signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+class Typist:
+    """Somebody at a terminal: lines, and Ctrl-C as KeyboardInterrupt or, between two lines, as a signal."""
+
+    interactive, edits = True, False
+
+    def __init__(self, *keys: str) -> None:
+        self.keys = list(keys)
+
+    def read(self, noted: threading.Event, default: str = "") -> str:
+        if not self.keys:
+            raise EOFError
+        key = self.keys.pop(0)
+        if key == "Ctrl-C":
+            raise KeyboardInterrupt
+        if key.endswith("then Ctrl-C"):
+            signal.raise_signal(signal.SIGINT)
+        return key.removesuffix("then Ctrl-C")
+
+
+@pytest.mark.parametrize(
+    ("keys", "n_left"),
+    [
+        (["Ctrl-C", "Ctrl-C", "never"], 1),
+        (["Ctrl-C", "/tokens", "Ctrl-C", "one", "Ctrl-C", "Ctrl-C", "never"], 1),
+        (["/tokensthen Ctrl-C", "Ctrl-C", "never"], 1),
+        (["/tokensthen Ctrl-C", "/tokensthen Ctrl-C", "never"], 1),
+        (["/exitthen Ctrl-C", "never"], 1),
+        (["Ctrl-C", "one"], 0),
+    ],
+)
+def test_ctrl_c_twice_leaves(keys: list[str], n_left: int) -> None:
+    typist, table = Typist(*keys), Table()
+    talk(table.session, typist)
+    assert len(typist.keys) == n_left
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_what_was_written() -> None:

@@ -28,7 +28,7 @@ CONTEXT, WIDTH, LAYERS, HEADS, KV_HEADS, FF = 512, 32, 2, 2, 1, 64
 
 def tiny_metadata(template: str | None = CHATML) -> dict[str, Any]:
     """Metadata of the tiny model; template None: a base model."""
-    tokens = [*SPECIALS, *(BYTE_CHARS[byte] for byte in range(256)), *THINKING, "ab"]
+    tokens = [*SPECIALS, *(BYTE_CHARS[byte] for byte in range(256)), *THINKING, "~~"]
     kinds = [3] * len(SPECIALS) + [1] * 256 + [4] * len(THINKING) + [1]
     metadata: dict[str, Any] = {
         "general.architecture": "llama",
@@ -48,7 +48,7 @@ def tiny_metadata(template: str | None = CHATML) -> dict[str, Any]:
         "tokenizer.ggml.pre": "smollm",
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": np.array(kinds, np.int32),
-        "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.merges": ["~ ~"],
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.ggml.add_bos_token": False,
