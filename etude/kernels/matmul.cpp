@@ -93,7 +93,6 @@ static void integer_tile(const Matrix& w, const Activations& x, int t0, int tile
   const Table table = C == Codes::table ? load_table(w.table) : Table{};
   const size_t row = size_t(t0) + (Residual ? x.residual_rows : 0), first = row * blocks;
   const int32_t* bias = (w.codes == Codes::nibble ? x.bias8 : x.bias128) + first;  // not C: see unpacked()
-  const int32_t half_offset = w.codes == Codes::nibble ? -8 : -128;
   const float *scale = x.scale + first, *unbias = x.unbias + first, *scaled_sum = x.scaled_sum + first;
   const int32_t* sum16 = x.sum16 + 2 * first;
   const int8_t* q = x.q + row * x.k_padded;
@@ -116,7 +115,7 @@ static void integer_tile(const Matrix& w, const Activations& x, int t0, int tile
         const int i = t * blocks + b;
         I start = set1_i(int_bias);
         if constexpr (has_halves(S) && !has_minimum(S))
-          start = set1_i(int_bias + half_offset * sum16[2 * i + p]);
+          start = set1_i(int_bias + (w.codes == Codes::nibble ? -8 : -128) * sum16[2 * i + p]);
         else if constexpr (!has_minimum(S))
           start = set1_i(bias[i]);
         for (int r = 0; r < R; r++) s[r][t] = start;
