@@ -8,11 +8,11 @@ of 512, drops the rest, puts BOS in place of each window's first token where the
 the tokens at positions 257 to 511 of each window: 255 of them, from the logits at positions 256 to 510. It
 drops one newline at the end of the file.
 
-Measured with flash attention off, as llama.cpp is more exact then: its flash attention adds in float16,
-which alone moves the perplexity by up to 0.4 %. The default, with it, is stored beside it.
+The perplexity is llama.cpp's at its defaults. The distributions are made with flash attention off, as
+llama.cpp is more exact then: its flash attention adds in float16, which alone moves the perplexity of the two
+windows by 0.3 to 0.5 %.
 
-perplexity.json: per model `ppl`, `ppl_after_window` (running), `n_windows`, `model_sha256`, and
-`ppl_flash_attention`.
+perplexity.json: per model `ppl`, `ppl_after_window` (running), `n_windows`, `model_sha256`.
 perplexity_MODEL.npz, for the first two windows: `ids_WT` int32 (2, 512); `top_ids_WPK` int32 (2, 255, 64),
 likeliest first; `top_steps_WPK` uint16: logprob = -steps / 4096, at most 3e-4 off (llama.cpp stores 16 bits
 itself).
@@ -46,9 +46,9 @@ def run_perplexity(inputs: Inputs, model: Path, *more: str) -> str:
     return done.stdout + done.stderr
 
 
-def measure(inputs: Inputs, model: Path, flash: str) -> dict[str, object]:
-    """The perplexity over all windows, as llama.cpp prints it. `flash`: "on" or "off"."""
-    output = run_perplexity(inputs, model, "-fa", flash)
+def measure(inputs: Inputs, model: Path) -> dict[str, object]:
+    """The perplexity over all windows, as llama.cpp prints it."""
+    output = run_perplexity(inputs, model)
     running = [float(ppl) for ppl in re.findall(r"\[\d+\](\d+\.\d+),", output)]
     final = re.search(r"Final estimate: PPL = (\d+\.\d+) \+/- (\d+\.\d+)", output)
     if final is None or not running:
@@ -58,6 +58,7 @@ def measure(inputs: Inputs, model: Path, flash: str) -> dict[str, object]:
         "ppl_standard_error": float(final[2]),
         "n_windows": len(running),
         "ppl_after_window": running,
+        "model_sha256": file_sha256(model),
     }
 
 
@@ -101,17 +102,13 @@ def main() -> None:
     inputs = read_inputs(__doc__)
     results = {}
     for name, model in inputs.models.items():
-        facts = {
-            "ppl_flash_attention": measure(inputs, model, "on")["ppl"],
-            "model_sha256": file_sha256(model),
-        }
-        results[name] = measure(inputs, model, "off") | facts
+        results[name] = measure(inputs, model)
         store_distributions(inputs, name)
         print(name, results[name]["ppl"])
     record = {
         "peers": {"llama.cpp": llama_cpp_version(inputs)},
-        "command": "llama-perplexity -m MODEL -f tests/data/ppl/alice.txt -c 512 -fa off; "
-        "for the distributions also "
+        "command": "llama-perplexity -m MODEL -f tests/data/ppl/alice.txt -c 512; "
+        "for the distributions also -fa off "
         f"--chunks {N_STORED_WINDOWS} --kl-divergence-base FILE",
         "text_sha256": file_sha256(TEXT),
         "n_ctx": N_CTX,
