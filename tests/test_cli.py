@@ -22,7 +22,7 @@ from etude.cli import main
 from etude.model.gguf_write import write_gguf
 from etude.model.quants import GGMLType
 from etude.terminal.verbs import VERBS
-from tests.terminal.tiny import write_tiny
+from tests.terminal.tiny import OPENING, write_tiny
 
 READERS = ("chat", "generate", "bench", "info", "tokenize")
 
@@ -482,3 +482,50 @@ def test_bench(tiny: Path, tmp_path: Path) -> None:
     assert [row.get("pl") for row in rows] == [None, None, 2, 3] and rows[2]["speed_tg"] > 0
     piped = etude(*argv, "--json", "-", "-npl", "2", "-npp", "8", "-ntg", "4")
     assert [row["test"] for row in json.loads(piped.stdout)] == ["pp16", "tg4", "pl2 pp8+tg4"]
+
+
+# ── thinking, adapters ──
+
+
+def test_thinking_goes_to_the_error_output_and_a_budget_closes_it(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "thinker.gguf", template=OPENING)
+    argv = ["generate", path, "-p", "hi", "-n", "40", "-s", "5", "--ignore-eos", "--reasoning-budget", "6"]
+    done = etude(*argv, "--reasoning-budget-message", "Enough.")
+    assert done.returncode == 0 and "Enough." in done.stderr and "Enough." not in done.stdout and done.stdout
+    assert "think>" not in done.stdout + done.stderr
+    whole = etude(
+        "generate", path, "-p", "hi", "-n", "40", "-s", "5", "--ignore-eos", "--reasoning-format", "none"
+    )
+    assert len(whole.stdout) > 20 and not whole.stderr
+    assert_one_message(etude(*argv, "-j", "{}"), 2, "--reasoning-budget: works without a grammar only")
+    assert_one_message(etude(*argv, "--json"), 2, "--reasoning-budget: ")
+    thinking = json.loads(
+        etude("generate", path, "-p", "hi", "-n", "9", "-s", "5", "--ignore-eos", "--json").stdout
+    )
+    assert thinking["thinking"] and not thinking["answer"]
+
+
+def test_an_adapter_and_its_scale(tiny: Path, tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    path = tmp_path / "adapter.gguf"
+    halves = {"lora_a": (2, 32), "lora_b": (32, 2)}
+    write_gguf(
+        path,
+        {
+            "general.type": "adapter",
+            "general.architecture": "llama",
+            "adapter.type": "lora",
+            "adapter.lora.alpha": 8.0,
+        },
+        [
+            (f"blk.0.attn_output.weight.{half}", draw.normal(size=shape).astype(np.float32), GGMLType.F32)
+            for half, shape in halves.items()
+        ],
+    )
+    argv = ["generate", tiny, "-no-cnv", "-p", "abc", "-n", "12", "--temp", "0", "--ignore-eos"]
+    bare, with_it = etude(*argv), etude(*argv, "--lora", path)
+    assert with_it.returncode == 0 and with_it.stdout != bare.stdout
+    assert etude(*argv, "--lora-scaled", f"{path}:0").stdout == bare.stdout
+    assert etude(*argv, "--lora-scaled", f"{path}:1").stdout == with_it.stdout
+    chat = etude("chat", tiny, "-n", "12", "--temp", "0", "--ignore-eos", "--lora", path, stdin="hi\n")
+    assert chat.stdout != etude("chat", tiny, "-n", "12", "--temp", "0", "--ignore-eos", stdin="hi\n").stdout

@@ -51,9 +51,8 @@ MACHINE = Group(
         Flag(("-C", "--cpu-mask"), "cpu_mask", "run on the CPUs of this hexadecimal mask only", filled,
              "MASK"),
         Flag(("-Cr", "--cpu-range"), "cpu_range", "run on these CPUs only", filled, "LOW-HIGH"),
-        Flag(("-c", "--ctx-size"), "ctx_size", "context in tokens (0: as the model says)", integer(1, 2**30,
-             {0: "the model's own"}),
-             default=0, env="LLAMA_ARG_CTX_SIZE"),
+        Flag(("-c", "--ctx-size"), "ctx_size", "context in tokens (default: the model's, at most 8192; 0: "
+             "the model's)", integer(1, 2**30, {0: "the model's own"}), env="LLAMA_ARG_CTX_SIZE"),
         Flag(("-ub", "--ubatch-size"), "ubatch_size", "most tokens of prompts in one step", integer(1, 2**16),
              env="LLAMA_ARG_UBATCH"),
         Flag(("-ctk", "--cache-type-k"), "cache_type_k", f"type of cached keys: {', '.join(CACHE_TYPES)}",

@@ -101,8 +101,7 @@ def open_engine(
     values = options.values
     threads = threads or (values["threads"] if isinstance(values["threads"], int) else None)
     _check_threads(options, threads)
-    if context is None and options.given("ctx_size"):
-        context = values["ctx_size"]
+    context = values.get("ctx_size") if context is None else context
     overrides = {field.name: values.get(field.name) for field in fields(RopeOverrides)}
     most = max(sequences, 1)
     return Engine.load(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from etude.model.chat import ChatTemplate
 from etude.model.rendered import RenderedPrompt, mark_specials
 from etude.model.thinking import ThinkingTags
 from etude.model.tokenizer import Tokenizer
@@ -255,3 +256,27 @@ def test_a_wrong_file_changes_nothing(change: Any, part: str) -> None:
     for text in ("", "[]", "null", "{", "[" * 100_000):
         with pytest.raises(EtudeError, match="no saved conversation"):
             conversation.load_json(text)
+
+
+# ── the built-in templates ──
+
+
+@pytest.mark.parametrize("name", ChatTemplate.names())
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_prompts_are_the_templates_text(name: str, system: str | None) -> None:
+    """Where the sampled ids are those of the text, the whole prompt is what the template would give."""
+    template = ChatTemplate.builtin(name)
+    messages = [Message("system", system)] if system else []
+    conversation = Conversation(TOKENIZER, template, system=system)
+    for question, text in (("hi", "Hello there!"), ("<think> and </s>?", "So be it."), ("and then", "")):
+        conversation.ask(question)
+        messages.append(Message("user", question))
+        try:
+            rendered = template.render(messages)
+        except EtudeError as error:
+            with pytest.raises(EtudeError, match=str(error)[:20]):
+                conversation.prompt_ids()
+            return
+        assert TOKENIZER.decode(conversation.prompt_ids(), special=True) == rendered
+        conversation.answer(Answer((*TOKENIZER.encode(text), END), text, "eos"))
+        messages.append(Message("assistant", text))

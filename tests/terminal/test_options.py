@@ -30,7 +30,7 @@ def test_defaults_are_llama_cpps() -> None:
         "dry_allowed_length": 2,
         "dry_penalty_last_n": -1, "xtc_probability": 0.0, "xtc_threshold": 0.1, "mirostat": 0,
         "mirostat_ent": 5.0,
-        "mirostat_lr": 0.1, "predict": -1, "ctx_size": 0, "keep": 0, "context_shift": False, "seed": -1,
+        "mirostat_lr": 0.1, "predict": -1, "ctx_size": None, "keep": 0, "context_shift": False, "seed": -1,
         "sampler_seq": "edskypmxt",
         "samplers": "penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature",
     }  # fmt: skip
