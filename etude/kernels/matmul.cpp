@@ -85,7 +85,10 @@ static inline W code_group(const uint8_t* codes, int g, Table table) {
   return nibbles;
 }
 
-// Residual (T = 1): adds the second pass to what y holds.
+template <int N> struct Constant { static constexpr int value = N; };
+
+// Residual (T = 1): adds the second pass to what y holds. The halves of a block are not a loop with `#pragma GCC unroll`: two
+// such loops inside each other come out wrong from GCC 12 at -O1 and -O2 (its points-to analysis; found by portable_check.cpp).
 template <Codes C, Scales S, int R, int T, bool Residual>
 static void integer_tile(const Matrix& w, const Activations& x, int t0, int tile, float* y, size_t ldy, Prefetch next) {
   constexpr int parts = has_halves(S) ? 2 : 1, groups = 8 / parts;
@@ -108,17 +111,14 @@ static void integer_tile(const Matrix& w, const Activations& x, int t0, int tile
     for (int r = 0; r < R; r++)
       d[r] = row_scales<S>(w.scale_data + (tile + r) * w.scale_stride + size_t(b) * scale_bytes(S),
                            w.super_data + (tile + r) * w.super_stride + size_t(b / 8) * super_bytes(S));
-#pragma GCC unroll 2
-    for (int p = 0; p < parts; p++) {
+    auto add_part = [&](auto part) __attribute__((always_inline)) {
+      constexpr int p = decltype(part)::value;
       I s[R][T];
       for (int t = 0; t < T; t++) {
         const int i = t * blocks + b;
-        I start = set1_i(int_bias);
-        if constexpr (has_halves(S) && !has_minimum(S))
-          start = set1_i(int_bias + (w.codes == Codes::nibble ? -8 : -128) * sum16[2 * i + p]);
-        else if constexpr (!has_minimum(S))
-          start = set1_i(bias[i]);
-        for (int r = 0; r < R; r++) s[r][t] = start;
+        const int32_t half_start = int_bias + (w.codes == Codes::nibble ? -8 : -128) * sum16[2 * i + p];
+        const int32_t start = has_minimum(S) ? int_bias : has_halves(S) ? half_start : bias[i];
+        for (int r = 0; r < R; r++) s[r][t] = set1_i(start);
       }
 #pragma GCC unroll 8
       for (int g = p * groups; g < (p + 1) * groups; g++) {
@@ -139,7 +139,9 @@ static void integer_tile(const Matrix& w, const Activations& x, int t0, int tile
           if constexpr (has_minimum(S)) acc[r][t] = fma(d[r].minimum[p], sum, acc[r][t]);
         }
       }
-    }
+    };
+    add_part(Constant<0>{});
+    if constexpr (parts == 2) add_part(Constant<1>{});
   }
   for (int r = 0; r < R; r++)
     for (int t = 0; t < T; t++) store(y + size_t(t0 + t) * ldy + size_t(tile + r) * 16, acc[r][t]);
