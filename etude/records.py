@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Finish = Literal["eos", "stop", "length", "abort"]
 """Why a completion ended: an end-of-generation token, a stop string or stop token, a limit, or `abort()`."""
@@ -176,6 +180,66 @@ class Completion:
     top_logprobs: tuple[TopLogprobs, ...] = ()
     prompt_logprobs: tuple[float | None, ...] | None = None
     prompt_top_logprobs: tuple[TopLogprobs, ...] | None = None
+
+
+@dataclass(frozen=True)
+class FinishedEvent(Event):
+    """The last event of a completion, with all of it. hidden: the hidden states that were asked for.
+    error: why the engine had to end it itself."""
+
+    completion: Completion | None = None
+    hidden: NDArray[np.float32] | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One task: the opening messages of a conversation, and what its reward judges by.
+
+    A problem whose `messages` is one of role "text" is completed as plain text, without a chat template (base
+    models). `columns` holds everything else its row had; rewards get it whole.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    answer: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one judged answer is worth. `total` is what training maximises; `parts` are its named terms.
+
+    parsed: the answer as the judge read it (None: found none). verdict: the judge's finding in a word or two.
+    failure: why a verifier broke (an exception, a timeout). A model's bad answer is data and no failure.
+    """
+
+    total: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+    parsed: str | None = None
+    verdict: str = ""
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One episode, whole: prompt, everything the model said, and replies of the environment.
+
+    token_ids, mask, logprobs have equal length; mask is True where the model sampled the token, logprobs (of
+    the distribution sampled from) are 0.0 elsewhere. The first `prompt_length` tokens are the group's own: its
+    rollouts have equal `problem_id` of one step. `text` is a view of what follows the prompt.
+    """
+
+    problem_id: str
+    index: int
+    token_ids: tuple[int, ...]
+    mask: tuple[bool, ...]
+    logprobs: tuple[float, ...]
+    prompt_length: int
+    finish: Finish
+    weights_version: int
+    score: Score
+    text: str = ""
 
 
 class Engine(Protocol):

@@ -34,13 +34,12 @@ from etude.engine.loader import (
     plan_cache,
 )
 from etude.engine.prompting import Piece, Pieces, Prompt, ids_of, request_of
-from etude.engine.sequence import FinishedEvent
 from etude.engine.weights import native_adapter, read_update, set_update
 from etude.kernels import _native
 from etude.model.lora import LoraWeights, read_lora
 from etude.model.pull import resolve
 from etude.model.rope import RopeOverrides
-from etude.records import Completion, EtudeError, Event, Request, SamplingParams
+from etude.records import Completion, EtudeError, Event, FinishedEvent, Request, SamplingParams
 
 
 class Engine:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from etude.engine.sequence import FinishedEvent, PromptScores, Sequence
+from etude.engine.sequence import PromptScores, Sequence
 from etude.engine.text import TextCutter
-from etude.records import Completion, Event, Finish, TopLogprobs
+from etude.records import Completion, Event, Finish, FinishedEvent, TopLogprobs
 
 if TYPE_CHECKING:
     from etude.kernels._native import StepOutput

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
-from etude.engine.sequence import FinishedEvent
 from etude.engine.text import TextCutter
 from etude.model.chat import ChatTemplate
 from etude.model.rendered import RenderedPrompt
 from etude.model.tokenizer import Tokenizer
-from etude.records import EtudeError, Event, Message, Request, SamplingParams
+from etude.records import EtudeError, Event, FinishedEvent, Message, Request, SamplingParams
 
 Prompt = str | RenderedPrompt | Sequence[int] | Sequence[Message]
 """Text (special tokens in it stay text), what `ChatTemplate.render` gave, token ids, or a conversation."""

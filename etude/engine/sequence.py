@@ -17,21 +17,11 @@ from numpy.typing import NDArray
 
 from etude.engine.radix import Node
 from etude.engine.text import TextCutter
-from etude.records import Completion, Event, Request, TopLogprobs
+from etude.records import Request, TopLogprobs
 
 if TYPE_CHECKING:  # the native module is not needed to schedule
     from etude.engine.grammar import GrammarState
     from etude.kernels._native import Adapter, Sampler
-
-
-@dataclass(frozen=True)
-class FinishedEvent(Event):
-    """The last event of a completion, with all of it. hidden: the hidden states that were asked for.
-    error: why the engine had to end it itself."""
-
-    completion: Completion | None = None
-    hidden: NDArray[np.float32] | None = None
-    error: str | None = None
 
 
 Rank = tuple[int, int, int]

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, Protocol
 
 from etude.engine.core import Counters
-from etude.engine.sequence import FinishedEvent
 from etude.engine.text import TextCutter, TextStream
 from etude.model.thinking import Split, ThinkingStream, ThinkingTags
-from etude.records import Engine, EtudeError, Event, Finish, Grammar, Request, SamplingParams
+from etude.records import Engine, EtudeError, Event, Finish, FinishedEvent, Grammar, Request, SamplingParams
 from etude.terminal.conversation import Answer
 
 Kind = Literal["answer", "thinking"]

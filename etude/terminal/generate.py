@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from etude.engine.sequence import FinishedEvent
 from etude.model.thinking import ThinkingTags
-from etude.records import Completion, Engine, EtudeError, Request
+from etude.records import Completion, Engine, EtudeError, FinishedEvent, Request
 from etude.terminal.answer import Manner, Writing
 from etude.terminal.loading import Loaded, open_model, save_prompt
 from etude.terminal.options import Options, UsageError
