@@ -225,9 +225,9 @@ class Score:
 class Rollout:
     """One episode, whole: prompt, everything the model said, and replies of the environment.
 
-    token_ids, mask, logprobs have equal length; mask is True where the model sampled the token, logprobs (of
-    the distribution sampled from) are 0.0 elsewhere. The first `prompt_length` tokens are the group's own: its
-    rollouts have equal `problem_id` of one step. `text` is a view of what follows the prompt.
+    token_ids, mask, logprobs have equal length; mask is True where the model sampled the token; logprobs, of
+    the distribution sampled from, are 0.0 elsewhere. The first `prompt_length` tokens are the same in all
+    rollouts of a `problem_id` in one step. `text` is a view of what follows the prompt.
     """
 
     problem_id: str
