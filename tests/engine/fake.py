@@ -14,8 +14,7 @@ import numpy as np
 
 from etude.engine.cache import PageCache
 from etude.engine.core import EngineCore, Limits, Parts, seed_after_shift
-from etude.engine.sequence import FinishedEvent
-from etude.records import EtudeError, Grammar, Request, SamplingParams
+from etude.records import EtudeError, FinishedEvent, Grammar, Request, SamplingParams
 
 N_VOCAB = 50
 EOG = 0

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from etude.engine.core import Counters
-from etude.engine.sequence import FinishedEvent
-from etude.records import Completion, EtudeError, Event, Finish, Request
+from etude.records import Completion, EtudeError, Event, Finish, FinishedEvent, Request
 
 
 class ScriptedEngine:
