@@ -1,4 +1,4 @@
-"""Fixtures of all tests: the two real models, out of the cache that `make test` fills."""
+"""Fixtures of all tests: the two real models, out of the cache that `make test` fills, and a tiny one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from etude.model.pull import resolve
 from etude.records import EtudeError
+from tests.terminal.tiny import write_tiny
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
@@ -32,3 +33,9 @@ def smollm2() -> Path:
 def gemma3() -> Path:
     """Gemma-3-270M, Q4_K_M (Q5_0, Q8_0, Q4_K, Q6_K inside): a base model."""
     return _cached("gemma3-270m")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama of 27 thousand random weights that knows bytes: fast, and without sense."""
+    return write_tiny(tmp_path_factory.mktemp("models") / "tiny.gguf")

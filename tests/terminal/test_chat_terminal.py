@@ -7,18 +7,10 @@ import os
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.terminal.pseudo_terminal import PseudoTerminal
-from tests.terminal.tiny import write_tiny
 
 WORDS = ("-n", "8", "--regex", "[a-z]{8}", "-s", "1")
 ENDLESS = ("--ignore-eos", "--context-shift")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("models") / "tiny.gguf")
 
 
 def chat(model: Path, state: Path, *argv: str, **environ: str) -> PseudoTerminal:
