@@ -45,7 +45,10 @@ ALLOWED: dict[str, set[str]] = {
 }
 """Layer → what it may import of the package, besides itself: a layer, or one module of a layer."""
 
-WITH_TORCH = ("learner/", "train/", "recipes/", "model/transformer.py", "model/heads.py")
+WITH_TORCH = (
+    "learner/", "train/", "recipes/", "model/transformer.py", "model/heads.py", "model/segments.py",
+    "model/attention.py", "model/operators.py",
+)  # fmt: skip
 EXTRAS = {"gguf", "huggingface_hub", "modelscope_hub", "safetensors", "torch"}
 """Third-party packages of the optional extras: the only imports inside a function, except in cli.py."""
 
