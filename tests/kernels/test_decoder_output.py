@@ -111,6 +111,8 @@ def int32(*values: int) -> Any:
     return np.array(values, np.int32)
 
 
+# Samplers are made by the test that needs them: pytest keeps parameters for longer than the interpreter keeps
+# the native module, which then reports them as leaked.
 BAD_STEPS: list[tuple[dict[str, Any], str]] = [
     ({"token_ids": int32(1, 101, 3)}, "token id 101, allowed 0 to 100"),
     ({"token_ids": int32(1, -1, 3)}, "token id -1"),
@@ -149,8 +151,8 @@ BAD_STEPS: list[tuple[dict[str, Any], str]] = [
     ({"n_top": int32(0, 0, -1)}, "n_top = -1"),
     ({"n_top": int32(0)}, "n_top has 1 values"),
     ({"samplers": [None]}, "samplers need one value a row"),
-    ({"samplers": [_native.Sampler(100, 1, 0), None, None]}, "a sampler was made for 100 tokens"),
-    ({"samplers": [_native.Sampler(101, 1, 0)] * 2 + [None]}, "two rows"),
+    ({"samplers": lambda: [_native.Sampler(100, 1, 0), None, None]}, "a sampler was made for 100 tokens"),
+    ({"samplers": lambda: [_native.Sampler(101, 1, 0)] * 2 + [None]}, "two rows"),
     ({"masks": [None]}, "masks need one value a row"),
     ({"masks": [None, None, np.zeros(3, np.uint32)]}, "one bit a vocabulary entry"),
 ]
@@ -163,6 +165,7 @@ def test_a_bad_step_is_refused_and_changes_nothing(changes: dict[str, Any], text
     model, ids = native(*random_model()), random_ids(3)
     run = Run(model, n_pages=4)
     good = [Seq(ids, 0, [0, 1])]
+    changes = {name: value() if callable(value) else value for name, value in changes.items()}
     before = run.step(good).logits
     page = run.cache.export_page(0)
     with pytest.raises(ValueError, match=re.escape(text)):
