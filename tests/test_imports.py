@@ -47,9 +47,12 @@ ALLOWED: dict[str, set[str]] = {
 
 WITH_TORCH = (
     "learner/", "train/", "recipes/", "model/transformer.py", "model/heads.py", "model/segments.py",
-    "model/attention.py", "model/operators.py",
+    "model/attention.py", "model/operators.py", "model/projections.py",
 )  # fmt: skip
-EXTRAS = {"gguf", "huggingface_hub", "modelscope_hub", "safetensors", "torch"}
+EXTRAS = {
+    "gguf", "huggingface_hub", "modelscope_hub", "safetensors", "torch",
+    "math_verify", "reasoning_gym", "pyarrow", "datasets",
+}  # fmt: skip
 """Third-party packages of the optional extras: the only imports inside a function, except in cli.py."""
 
 

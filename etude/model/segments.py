@@ -86,3 +86,137 @@ class Layout:
             chain.append(at)
             at = self.segments[at].parent
         return tuple(reversed(chain))
+
+
+# ── what attention computes at once ──
+
+Ranges = tuple[tuple[int, int], ...]
+"""Parts of the pack, each (start, end)."""
+
+PIECE_TOKENS = 256
+"""Longer segments become chains of pieces of this many tokens: half of a causal square is empty, and scores
+of a piece fit the cache."""
+
+PADDING = 0.8
+"""Pieces share a block when the shortest has at least this share of the longest's length."""
+
+BLOCK_SCORES = 2**20
+"""Pairs of query and key in a block at most (where a piece alone has not more): what is in memory at once."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """B pieces of up to L tokens that see the same tokens before them: `prefix`, S in all, and themselves.
+
+    prefix: ranges of the pack, in order of position; the first is at position `prefix_position`. rows_BL:
+    where the pieces' tokens are; None if they are the B * L tokens from `first` on. real: which of the B * L
+    places hold a token, None if all do. The pieces' first token is at position `position`.
+    """
+
+    first: int
+    n_pieces: int
+    n_tokens: int
+    rows_BL: Tensor | None
+    real: Tensor | None
+    prefix: Ranges
+    prefix_position: int
+    position: int
+
+    @property
+    def n_prefix(self) -> int:
+        return sum(end - start for start, end in self.prefix)
+
+    def hidden(self, window: int, device: torch.device) -> tuple[Tensor | None, Tensor]:
+        """Keys that the L queries do not see: of the prefix (L, S), None if all are seen; of their own (L, L).
+
+        A query at position p sees positions p - window < s <= p, all s <= p for window 0.
+        """
+        query_L = torch.arange(self.n_tokens, device=device)[:, None] + self.position
+        own_L = query_L.T
+        hidden_LL = own_L > query_L
+        if not window:
+            return None, hidden_LL
+        key_S = torch.arange(self.n_prefix, device=device)[None] + self.prefix_position
+        hidden_LS = key_S <= query_L - window
+        return (hidden_LS if bool(hidden_LS.any()) else None), hidden_LL | (own_L <= query_L - window)
+
+
+class _Piece(NamedTuple):
+    start: int
+    length: int
+
+
+def plan(layout: Layout, window: int) -> tuple[Block, ...]:
+    """The blocks of a layout's attention in a layer with this window (0: none); each token is in one."""
+    ends: list[tuple[Ranges, int]] = []  # by segment: its chain with itself, and their tokens
+    blocks: dict[Ranges, list[_Piece]] = {}
+    for segment in layout.segments:
+        ranges, position = ((), 0) if segment.parent is None else ends[segment.parent]
+        for start in range(segment.start, segment.start + segment.length, PIECE_TOKENS):
+            length = min(PIECE_TOKENS, segment.start + segment.length - start)
+            blocks.setdefault(ranges, []).append(_Piece(start, length))
+            ranges, position = _joined(ranges, (start, start + length)), position + length
+        ends.append((ranges, position))
+    device = layout.token_ids_T.device
+    return tuple(
+        _block(pieces, ranges, window, device)
+        for ranges, all_pieces in blocks.items()
+        for pieces in _of_like_length(all_pieces, sum(end - start for start, end in ranges))
+    )
+
+
+def _joined(ranges: Ranges, new: tuple[int, int]) -> Ranges:
+    if ranges and ranges[-1][1] == new[0]:
+        return (*ranges[:-1], (ranges[-1][0], new[1]))
+    return (*ranges, new)
+
+
+def _of_like_length(pieces: list[_Piece], n_prefix: int) -> list[list[_Piece]]:
+    """Runs of the pieces, longest first, none padded to more than 1 / PADDING of its length."""
+    ordered = sorted(pieces, key=lambda piece: -piece.length)  # stable: equal lengths stay in order
+    runs = [[ordered[0]]]
+    for piece in ordered[1:]:
+        longest = runs[-1][0].length
+        fits = (len(runs[-1]) + 1) * longest * (longest + n_prefix) <= BLOCK_SCORES
+        if fits and piece.length >= PADDING * longest:
+            runs[-1].append(piece)
+        else:
+            runs.append([piece])
+    return runs
+
+
+def _block(pieces: list[_Piece], ranges: Ranges, window: int, device: torch.device) -> Block:
+    position = sum(end - start for start, end in ranges)
+    skip = max(0, position - window + 1) if window else 0  # positions that no query of the block sees
+    longest = pieces[0].length
+    first = pieces[0].start
+    together = all(piece == (first + i * longest, longest) for i, piece in enumerate(pieces))
+    rows_BL, real = None, None
+    if not together:
+        starts_B1 = torch.tensor([piece.start for piece in pieces], device=device)[:, None]
+        lengths_B1 = torch.tensor([piece.length for piece in pieces], device=device)[:, None]
+        place_L = torch.arange(longest, device=device)[None]
+        real_BL = place_L < lengths_B1
+        rows_BL = torch.where(real_BL, starts_B1 + place_L, starts_B1)
+        real = None if bool(real_BL.all()) else real_BL.reshape(-1)
+    return Block(
+        first,
+        len(pieces),
+        longest,
+        rows_BL,
+        real,
+        _without_first(ranges, skip),
+        min(skip, position),
+        position,
+    )
+
+
+def _without_first(ranges: Ranges, count: int) -> Ranges:
+    """The ranges without their first `count` tokens."""
+    kept = []
+    for start, end in ranges:
+        dropped = min(count, end - start)
+        count -= dropped
+        if dropped < end - start:
+            kept.append((start + dropped, end))
+    return tuple(kept)

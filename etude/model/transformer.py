@@ -5,52 +5,56 @@
     logits_NV = model.logits(hidden_TD[rows])
 
 There is no cache and no padding, see segments.py. Parameters have Hugging Face's names, layout and order of
-rows, so `state_dict()` is a checkpoint, and `named_parameters()` what `Engine.load_weights` takes. A module
-that stands in for a projection (LoRA) is called by itself: x_TK in the compute dtype -> y_TN in the same.
+rows, so `weights()` is a checkpoint, and what `Engine.load_weights` takes. All that decides speed is in
+projections.py (products), operators.py (everything between them) and attention.py.
 
-T packed tokens, D width of the model, H query heads, G key/value heads, N chosen rows, V vocabulary.
+T packed tokens, D width of the model, E values of a head, N chosen rows, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
 
+from etude.model.attention import AttentionPlan, attention, plan_attention
 from etude.model.checkpoint import HFFolder, config_of, open_source
 from etude.model.family import FAMILIES, ModelConfig, layer_slots, slot_shape
 from etude.model.gguf import GGUFFile
+from etude.model.heads import vocabulary_logits
 from etude.model.hf_tensors import hf_tensors, places_of
 from etude.model.names import LAYER_BIASES, Place, hf_name
+from etude.model.operators import HeadShape, embedding, gated, heads_of, rms_norm
+from etude.model.projections import Adapter, Arithmetic, Linear, Projection, side_by_side
 from etude.model.pull import resolve
-from etude.model.rope import inv_freqs
+from etude.model.rope import RopeTable, inv_freqs
 from etude.model.segments import Layout, Segment
 from etude.records import EtudeError
 
-__all__ = ["Layout", "Segment", "Transformer", "load_transformer"]
+__all__ = ["Adapter", "Layout", "Linear", "Segment", "Transformer", "load_transformer"]
 
 Source = GGUFFile | HFFolder
 
+_PRODUCTS = (("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
+"""Slots whose matrices have the same input."""
 
-class Linear(nn.Module):
-    """y = x W^T + b, in the dtype of x."""
 
-    def __init__(self, n: int, k: int, bias: bool, dtype: torch.dtype, device: torch.device | str) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(n, k, dtype=dtype, device=device))
-        self.bias = nn.Parameter(torch.empty(n, dtype=dtype, device=device)) if bias else None
+@dataclass(frozen=True)
+class Surroundings:
+    """What a layer needs to know of a pack: rotations cos, sin, each (T, E/2), and attention's blocks."""
 
-    def forward(self, x_TK: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x_TK.dtype)
-        return F.linear(x_TK, self.weight.to(x_TK.dtype), bias)
+    cos_TF: Tensor
+    sin_TF: Tensor
+    plan: AttentionPlan
 
 
 class Norm(nn.Module):
-    """y = x / sqrt(mean(x^2) + eps) * (offset + weight), arXiv:1910.07467, in the dtype of the weight."""
+    """y = x / sqrt(mean(x^2) + eps) * (offset + weight)."""
 
     def __init__(
         self, n: int, eps: float, offset: float, dtype: torch.dtype, device: torch.device | str
@@ -60,10 +64,11 @@ class Norm(nn.Module):
         self.eps = eps
         self.offset = offset
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.weight.dtype)
-        scaled = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
-        return scaled * (self.weight + self.offset)
+    def forward(self, x_TD: Tensor, dtype: torch.dtype) -> Tensor:
+        return rms_norm(x_TD, self.weight, self.offset, self.eps, dtype)
+
+    def multiplier(self) -> Tensor:
+        return self.weight + self.offset if self.offset else self.weight
 
 
 class Layer(nn.Module):
@@ -79,80 +84,77 @@ class Layer(nn.Module):
     ) -> None:
         super().__init__()
         self.index = index
-        self.config = config
+        self.activation = config.activation
         self.self_attn = nn.Module()
         self.mlp = nn.Module()
-        offset = FAMILIES[config.architecture].hf_norm_offset
+        heads = config.attention
+        self.shape = HeadShape(heads.n_heads, heads.n_kv_heads, heads.head_dim, heads.scale, config.norm_eps)
+        self._norms: dict[str, Norm] = {}
         for slot in layer_slots(config):
-            if slot in LAYER_BIASES:
-                continue
-            module: nn.Module
             shape = slot_shape(config, slot)
-            if len(shape) == 2:
-                module = Linear(*shape, f"{slot}_bias" in biases, dtype, device)
-            else:
-                module = Norm(shape[0], config.norm_eps, offset, dtype, device)
-            path = hf_name(config.architecture, Place(slot, index)).split(".", 3)[3]
-            owner, _, name = path.removesuffix(".weight").rpartition(".")
-            self.get_submodule(owner).add_module(name, module)
-
-    def forward(
-        self, x_TD: Tensor, layout: Layout, rope: tuple[Tensor, Tensor], dtype: torch.dtype
-    ) -> Tensor:
-        """The residual stream after this layer."""
-        gemma = self.config.architecture == "gemma3"
-        attended = self._attention(self.input_layernorm(x_TD).to(dtype), layout, rope)
-        if gemma:
-            x_TD = x_TD + self.post_attention_layernorm(attended)
-            h_TD = self.pre_feedforward_layernorm(x_TD).to(dtype)
-        else:
-            x_TD = x_TD + attended.to(x_TD.dtype)
-            h_TD = self.post_attention_layernorm(x_TD).to(dtype)
-        act = F.silu if self.config.activation == "silu" else lambda x: F.gelu(x, approximate="tanh")
-        fed = self.mlp.down_proj(act(self.mlp.gate_proj(h_TD)) * self.mlp.up_proj(h_TD))
-        return x_TD + (self.post_feedforward_layernorm(fed) if gemma else fed.to(x_TD.dtype))
-
-    def _attention(self, h_TD: Tensor, layout: Layout, rope: tuple[Tensor, Tensor]) -> Tensor:
-        heads = self.config.attention
-        attn = self.self_attn
-        q_THE = attn.q_proj(h_TD).view(-1, heads.n_heads, heads.head_dim)
-        k_TGE = attn.k_proj(h_TD).view(-1, heads.n_kv_heads, heads.head_dim)
-        v_TGE = attn.v_proj(h_TD).view(-1, heads.n_kv_heads, heads.head_dim).to(rope[0].dtype)
-        if hasattr(attn, "q_norm"):
-            q_THE, k_TGE = attn.q_norm(q_THE), attn.k_norm(k_TGE)
-        q_THE, k_TGE = rotated(q_THE, *rope), rotated(k_TGE, *rope)
-        out = torch.cat(
-            [self._segment(q_THE, k_TGE, v_TGE, layout, index) for index in range(len(layout.segments))]
+            if slot not in LAYER_BIASES and len(shape) == 1:
+                offset = FAMILIES[config.architecture].hf_norm_offset
+                self._norms[slot] = Norm(shape[0], config.norm_eps, offset, dtype, device)
+                self._place(config, slot, self._norms[slot])
+        self.qkv, self.out, self.gate_up, self.down = (
+            self._projection(config, slots, biases, dtype, device) for slots in _PRODUCTS
         )
-        return attn.o_proj(out.flatten(1).to(h_TD.dtype))
 
-    def _segment(self, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, layout: Layout, index: int) -> Tensor:
-        heads, window = self.config.attention, self.config.attention.windows[self.index]
-        start, length, _ = layout.segments[index]
-        parts = [layout.segments[i] for i in layout.chain(index)]
-        rows = torch.cat([torch.arange(s.start, s.start + s.length) for s in parts]).to(q_THE.device)
-        share = heads.n_heads // heads.n_kv_heads
-        k_SHE = k_TGE[rows].repeat_interleave(share, 1)
-        v_SHE = v_TGE[rows].repeat_interleave(share, 1)
-        scores = torch.einsum("thd,shd->hts", q_THE[start : start + length], k_SHE) * heads.scale
-        if heads.softcap:
-            scores = heads.softcap * torch.tanh(scores / heads.softcap)
-        positions = layout.positions_T
-        distance = positions[start : start + length, None] - positions[rows][None]
-        hidden = (distance < 0) | (distance >= window if window else False)
-        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-        return torch.einsum("hts,shd->thd", weights, v_SHE)
+    def _place(self, config: ModelConfig, slot: str, module: nn.Module) -> tuple[nn.Module, str]:
+        """Register a module under Hugging Face's name; its owner, and its name there."""
+        path = hf_name(config.architecture, Place(slot, self.index)).split(".", 3)[3].removesuffix(".weight")
+        owner_path, _, name = path.rpartition(".")
+        owner = self.get_submodule(owner_path)
+        owner.add_module(name, module)
+        return owner, name
 
+    def _projection(
+        self,
+        config: ModelConfig,
+        slots: tuple[str, ...],
+        biases: frozenset[str],
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> Projection:
+        shapes = [slot_shape(config, slot) for slot in slots]
+        biased = [f"{slot}_bias" in biases for slot in slots]
+        linears = side_by_side([shape[0] for shape in shapes], shapes[0][1], biased, dtype, device)
+        placed = [self._place(config, slot, linear) for slot, linear in zip(slots, linears, strict=True)]
+        return Projection(placed[0][0], [name for _, name in placed])
 
-def rotated(x_THE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Pairs (i, i + E/2) turned by their angles; (a, b) -> (a cos - b sin, b cos + a sin)."""
-    a, b = x_THE.to(cos.dtype).chunk(2, -1)
-    c, s = cos[:, None], sin[:, None]
-    return torch.cat([a * c - b * s, b * c + a * s], -1)
+    def forward(self, x_TD: Tensor, around: Surroundings, how: Arithmetic) -> Tensor:
+        """The stream after this layer."""
+        stream = x_TD.dtype
+        attended_TD = self._attention(self._norms["attn_norm"](x_TD, how.dtype), around, how)
+        if "post_attention_norm" in self._norms:
+            attended_TD = self._norms["post_attention_norm"](attended_TD, stream)
+        x_TD = x_TD + attended_TD
+        gate_up = self.gate_up(self._norms["ffn_norm"](x_TD, how.dtype), how)
+        fed_TD = self.down(gated(gate_up, self.activation), how)
+        if "post_ffw_norm" in self._norms:
+            fed_TD = self._norms["post_ffw_norm"](fed_TD, stream)
+        return x_TD + fed_TD
+
+    def _attention(self, h_TD: Tensor, around: Surroundings, how: Arithmetic) -> Tensor:
+        q_norm, k_norm = self._norms.get("attn_q_norm"), self._norms.get("attn_k_norm")
+        q, k, v = heads_of(
+            self.qkv(h_TD, how),
+            around.cos_TF,
+            around.sin_TF,
+            self.shape,
+            None if q_norm is None else q_norm.multiplier(),
+            None if k_norm is None else k_norm.multiplier(),
+        )
+        return self.out(attention(q, k, v, around.plan, how.dtype), how)
 
 
 class Transformer(nn.Module):
-    """A model of one of the families. `biases`: slots of names.LAYER_BIASES that its layers have."""
+    """A model of one of the families.
+
+    adds_to_grad: weight gradients are added to `.grad` where there is one already, inside the products, and
+    are not passed on (hooks and `torch.autograd.grad` do not see them). Saves a pass over all weights for
+    each micro-batch after the first.
+    """
 
     def __init__(
         self,
@@ -162,21 +164,23 @@ class Transformer(nn.Module):
         device: torch.device | str = "cpu",
         biases: frozenset[str] | None = None,
     ) -> None:
-        """Weights are not initialised: load them, or `initialize`. biases None: those the family requires."""
+        """Weights are not initialised: load them, or `initialize`. biases: slots of names.LAYER_BIASES that
+        the layers have; None for those that the family requires."""
         super().__init__()
         self.config = config
-        if biases is None:
-            biases = frozenset(LAYER_BIASES).intersection(layer_slots(config))
-        self.biases = biases
+        self.adds_to_grad = False
+        self.biases = frozenset(LAYER_BIASES).intersection(layer_slots(config)) if biases is None else biases
         d, offset = config.d_model, FAMILIES[config.architecture].hf_norm_offset
+        [embed] = side_by_side([config.n_vocab], d, [False], dtype, device)
         self.model = nn.Module()
-        self.model.embed_tokens = Linear(config.n_vocab, d, False, dtype, device)
-        self.model.layers = nn.ModuleList(
-            Layer(config, index, biases, dtype, device) for index in range(config.n_layers)
-        )
+        self.model.embed_tokens = embed
+        layers = [Layer(config, index, self.biases, dtype, device) for index in range(config.n_layers)]
+        self.model.layers = nn.ModuleList(layers)
         self.model.norm = Norm(d, config.norm_eps, offset, dtype, device)
         if not config.tied_embeddings:
-            self.lm_head = Linear(config.n_vocab, d, False, dtype, device)
+            [self.lm_head] = side_by_side([config.n_vocab], d, [False], dtype, device)
+        self._embedding = Projection(self.model, ["embed_tokens"])
+        self._head = self._embedding if config.tied_embeddings else Projection(self, ["lm_head"])
 
     def initialize(self, generator: torch.Generator | None = None, std: float = 0.02) -> Transformer:
         """Random weights: normal matrices, neutral norms, zero biases."""
@@ -184,49 +188,97 @@ class Transformer(nn.Module):
             for module in self.modules():
                 if isinstance(module, Norm):
                     module.weight.fill_(1.0 - module.offset)
-                elif isinstance(module, Linear):
+                elif isinstance(module, Linear) and module.weight is not None:
                     module.weight.normal_(0.0, std, generator=generator)
                     if module.bias is not None:
                         module.bias.zero_()
         return self
 
+    @property
+    def stream_dtype(self) -> torch.dtype:
+        """Of the stream between layers, of norms, rotations and softmax: that of the norms' weights."""
+        return self.final_norm.weight.dtype
+
+    @property
+    def final_norm(self) -> Norm:
+        norm = self.model.norm
+        assert isinstance(norm, Norm)
+        return norm
+
+    @property
+    def head_weight(self) -> nn.Parameter | None:
+        """The matrix (V, D) of the logits: the embedding where the two are tied."""
+        return self._head.linears[0].weight
+
+    @property
+    def layers(self) -> Iterator[Layer]:
+        return (layer for layer in self.model.get_submodule("layers").children() if isinstance(layer, Layer))
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, tensor without gradient) of all weights held as tensors; no adapters."""
+        for name, parameter in self.named_parameters():
+            if ".adapter." not in name:
+                yield name, parameter.detach()
+
     def forward(
-        self, layout: Layout, *, checkpoint: bool = False, compute_dtype: torch.dtype | None = None
+        self,
+        layout: Layout,
+        *,
+        checkpoint: bool = False,
+        compute_dtype: torch.dtype | None = None,
+        adapters: bool = True,
     ) -> Tensor:
-        """hidden_TD after the final norm, in the dtype of the weights.
+        """hidden_TD after the final norm, in the stream's dtype.
 
-        checkpoint: keep only the stream between layers and compute each layer again in the backward.
-        compute_dtype: of the products (default: the weights'); norms, rope and softmax stay in the weights'.
+        checkpoint: keep only the stream between layers, and compute each layer again in the backward.
+        compute_dtype: of the products (None: the stream's). adapters: False is the model without them.
         """
-        dtype = compute_dtype or self.model.norm.weight.dtype
-        ropes = self._ropes(layout.positions_T)
-        x_TD = F.embedding(layout.token_ids_T, self.model.embed_tokens.weight) * self.config.embedding_scale
-        for layer in self.model.layers:
-            rope = ropes[self.config.rope_of_layer[layer.index]]
+        how = Arithmetic(compute_dtype or self.stream_dtype, adapters, self.adds_to_grad)
+        surroundings = self._surroundings(layout)
+        x_TD = self._embedded(layout.token_ids_T, how)
+        for layer in self.layers:
             if checkpoint and torch.is_grad_enabled():
-                x_TD = checkpointed(layer, x_TD, layout, rope, dtype, use_reentrant=False)
+                x_TD = checkpointed(layer, x_TD, surroundings[layer.index], how, use_reentrant=False)
             else:
-                x_TD = layer(x_TD, layout, rope, dtype)
-        return self.model.norm(x_TD)
+                x_TD = layer(x_TD, surroundings[layer.index], how)
+        return self.final_norm(x_TD, self.stream_dtype)
 
-    def logits(self, hidden_ND: Tensor) -> Tensor:
-        """logits_NV of the chosen rows, softcap applied."""
-        head = self.model.embed_tokens if self.config.tied_embeddings else self.lm_head
-        logits_NV = head(hidden_ND)
-        cap = self.config.logit_softcap
-        return cap * torch.tanh(logits_NV / cap) if cap else logits_NV
+    def logits(self, hidden_ND: Tensor, *, compute_dtype: torch.dtype | None = None) -> Tensor:
+        """logits_NV of the chosen rows, softcap applied, in the stream's dtype."""
+        how = Arithmetic(compute_dtype or self.stream_dtype, adapters=False, adds=self.adds_to_grad)
+        return vocabulary_logits(hidden_ND, self._head, how, self.config.logit_softcap, self.head_weight)
 
-    def _ropes(self, positions_T: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """(cos, sin), each (T, E/2), of every table. The angle is one f32 product, as in the engine."""
-        ropes = []
-        for table in self.config.rope_tables:
-            inv_freq = torch.from_numpy(inv_freqs(table)).to(positions_T.device)
-            angles = positions_T.to(torch.float32)[:, None] * inv_freq[None]
-            dtype = self.model.norm.weight.dtype
-            ropes.append(
-                (angles.cos().mul(table.magnitude).to(dtype), angles.sin().mul(table.magnitude).to(dtype))
-            )
-        return ropes
+    def forget_copies(self) -> None:
+        """Give the memory of weights in the compute dtype back, until they are next needed."""
+        self._embedding.forget()
+        self._head.forget()
+        for layer in self.layers:
+            for projection in (layer.qkv, layer.out, layer.gate_up, layer.down):
+                projection.forget()
+
+    def _embedded(self, token_ids_T: Tensor, how: Arithmetic) -> Tensor:
+        values_VD = self._embedding.matrix(how.dtype, token_ids_T.device)
+        weight = self._embedding.linears[0].weight
+        if weight is None:
+            return values_VD[token_ids_T].to(self.stream_dtype).mul_(self.config.embedding_scale)
+        return embedding(token_ids_T, values_VD, self.config.embedding_scale, how.adds, weight)
+
+    def _surroundings(self, layout: Layout) -> list[Surroundings]:
+        """By layer; layers with the same rotations and window share them."""
+        config = self.config
+        ropes = [self._rope(table, layout.positions_T) for table in config.rope_tables]
+        plans = {
+            window: plan_attention(layout, window, config.attention.softcap, self.stream_dtype)
+            for window in set(config.attention.windows)
+        }
+        pairs = zip(config.rope_of_layer, config.attention.windows, strict=True)
+        return [Surroundings(*ropes[rope], plans[window]) for rope, window in pairs]
+
+    def _rope(self, table: RopeTable, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin, (T, E/2). The angle is one f32 product, as in the engine."""
+        frequency_F = torch.from_numpy(inv_freqs(table)).to(positions_T.device)
+        angles_TF = (positions_T.to(torch.float32)[:, None] * frequency_F[None]).to(self.stream_dtype)
+        return angles_TF.cos().mul_(table.magnitude), angles_TF.sin().mul_(table.magnitude)
 
 
 def load_transformer(

@@ -1,0 +1,401 @@
+"""The transformer's operators with gradients written by hand: few passes over memory, few stored tensors.
+
+Autograd's own gradients of these would store every intermediate and read and write each several times; on a
+CPU that is what keeps training away from the rate of its matrix products. The stream between the layers is
+f32 (f64 in a model of f64); products run in the compute dtype, norms, rotations and softmax in the stream's.
+
+T tokens, K inputs and N outputs of a product, H query heads, G key/value heads, R = H / G, E values a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+# ── RMS norm ──
+
+
+def _normalised(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(y, inv): inv = 1 / sqrt(mean(x^2) + eps), y = x inv weight, over the last axis."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    inv = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (x * inv).mul_(weight).to(dtype), inv
+
+
+def _norm_gradients(g: Tensor, x: Tensor, weight: Tensor, inv: Tensor) -> tuple[Tensor, Tensor]:
+    """(dx, dweight) of y = x inv weight:
+
+    dx = inv (g w) - x inv^3 mean(g w x), dw = sum over rows of g x inv.
+    """
+    gx = g * x
+    d_weight = (gx * inv).reshape(-1, x.shape[-1]).sum(0)
+    dot = gx.mul_(weight).sum(-1, keepdim=True)
+    dx = g * weight
+    dx.mul_(inv).addcmul_(x, dot.mul_(inv).mul_(inv).mul_(inv).div_(-x.shape[-1]))
+    return dx, d_weight
+
+
+class _RMSNorm(Function):
+    @staticmethod
+    def forward(  # type: ignore[override]  # torch declares *args
+        ctx: Any, x_TK: Tensor, weight_K: Tensor, offset: float, eps: float, dtype: torch.dtype
+    ) -> Tensor:
+        multiplier_K = weight_K + offset if offset else weight_K
+        y_TK, inv_T1 = _normalised(x_TK.to(weight_K.dtype), multiplier_K, eps, dtype)
+        ctx.save_for_backward(x_TK, multiplier_K, inv_T1)
+        return y_TK
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_TK: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x_TK, multiplier_K, inv_T1 = ctx.saved_tensors
+        dtype = multiplier_K.dtype
+        dx_TK, dw_K = _norm_gradients(g_TK.to(dtype), x_TK.to(dtype), multiplier_K, inv_T1)
+        return dx_TK.to(x_TK.dtype), dw_K if ctx.needs_input_grad[1] else None, None, None, None
+
+
+def rms_norm(x_TK: Tensor, weight_K: Tensor, offset: float, eps: float, dtype: torch.dtype) -> Tensor:
+    """y = x / sqrt(mean(x^2) + eps) * (offset + weight), in `dtype`; arXiv:1910.07467."""
+    y_TK: Tensor = _RMSNorm.apply(x_TK, weight_K, offset, eps, dtype)
+    return y_TK
+
+
+# ── products ──
+
+
+@dataclass(frozen=True)
+class Operand:
+    """The matrix of a product: the weights of one or several linear maps, one below the other.
+
+    read() gives it in the compute dtype, (N, K); it is asked again in the backward instead of being stored.
+    bias_N: in the compute dtype. rows: how many each map has. scales: for each map that of its low-rank pair,
+    scale * B A, or None. adds: weight gradients are added to `.grad` where there is one already.
+    """
+
+    read: Callable[[], Tensor]
+    bias_N: Tensor | None
+    rows: tuple[int, ...]
+    scales: tuple[float | None, ...]
+    adds: bool
+
+
+class _Product(Function):
+    """Parameters come in fours: weight, bias, A (r, K), B (n, r) of each map; None where there is none."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TK: Tensor, operand: Operand, *parameters: Tensor | None) -> Tensor:  # type: ignore[override]
+        y_TN = F.linear(x_TK, operand.read(), operand.bias_N)
+        pairs = _low_rank_pairs(operand, parameters, x_TK.dtype)
+        inner = []
+        for first, n, scale, a_rK, b_nr in pairs:
+            inner_Tr = x_TK @ a_rK.T
+            y_TN[:, first : first + n].addmm_(inner_Tr, b_nr.T, alpha=scale)
+            inner.append(inner_Tr)
+        ctx.operand, ctx.parameters = operand, parameters
+        keeps_x = any(ctx.needs_input_grad[2:])
+        ctx.save_for_backward(x_TK if keeps_x else None, *inner)
+        ctx.dtype = x_TK.dtype
+        return y_TN
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_TN: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        x_TK, *inner = ctx.saved_tensors
+        operand, parameters = ctx.operand, ctx.parameters
+        g_TN = g_TN.to(ctx.dtype)
+        dx_TK = g_TN @ operand.read() if ctx.needs_input_grad[0] else None
+        gradients: list[Tensor | None] = _matrix_gradients(ctx, g_TN, x_TK)
+        pairs = _low_rank_pairs(operand, parameters, ctx.dtype)
+        for (first, n, scale, a_rK, b_nr), inner_Tr in zip(pairs, inner, strict=True):
+            g_Tn = g_TN[:, first : first + n]
+            g_Tr = (g_Tn @ b_nr).mul_(scale)
+            if dx_TK is not None:
+                dx_TK.addmm_(g_Tr, a_rK)
+            at = 4 * _index_of(operand.rows, first)
+            gradients[at + 2] = _added(parameters[at + 2], (g_Tr.T @ x_TK), operand.adds)
+            gradients[at + 3] = _added(parameters[at + 3], (g_Tn.T @ inner_Tr).mul_(scale), operand.adds)
+        return dx_TK, None, *gradients
+
+
+def _index_of(rows: Sequence[int], first: int) -> int:
+    at = 0
+    for index, n in enumerate(rows):
+        if at == first:
+            return index
+        at += n
+    raise AssertionError(first)
+
+
+def _low_rank_pairs(
+    operand: Operand, parameters: Sequence[Tensor | None], dtype: torch.dtype
+) -> list[tuple[int, int, float, Tensor, Tensor]]:
+    """(first row, rows, scale, A, B) of each map that has a pair, in the compute dtype."""
+    pairs, first = [], 0
+    for index, (n, scale) in enumerate(zip(operand.rows, operand.scales, strict=True)):
+        a_rK, b_nr = parameters[4 * index + 2], parameters[4 * index + 3]
+        if scale is not None and a_rK is not None and b_nr is not None:
+            pairs.append((first, n, scale, a_rK.detach().to(dtype), b_nr.detach().to(dtype)))
+        first += n
+    return pairs
+
+
+def _matrix_gradients(ctx: Any, g_TN: Tensor, x_TK: Tensor | None) -> list[Tensor | None]:
+    """Gradients of weights and biases, in fours as the parameters; one product where all maps are trained."""
+    operand, parameters = ctx.operand, ctx.parameters
+    needed = ctx.needs_input_grad[2:]
+    gradients: list[Tensor | None] = [None] * len(parameters)
+    if all(needed[::4]):
+        whole = add_product(parameters[::4], g_TN, x_TK, operand.adds)
+        gradients[::4] = [None] * len(operand.rows) if whole is None else whole
+    first = 0
+    for index, n in enumerate(operand.rows):
+        g_Tn = g_TN[:, first : first + n]
+        if needed[4 * index] and not all(needed[::4]):
+            gradients[4 * index] = _added(parameters[4 * index], g_Tn.T @ x_TK, operand.adds)
+        if needed[4 * index + 1]:
+            d_bias = g_Tn.sum(0, dtype=parameters[4 * index + 1].dtype)
+            gradients[4 * index + 1] = _added(parameters[4 * index + 1], d_bias, operand.adds)
+        first += n
+    return gradients
+
+
+def add_product(
+    parameters: Sequence[Tensor], g_TN: Tensor, x_TK: Tensor | None, adds: bool
+) -> list[Tensor] | None:
+    """The gradients g^T x of weights one below the other; None if they were added to `.grad` instead."""
+    assert x_TK is not None
+    into = [parameter.grad for parameter in parameters]
+    present = [grad for grad in into if grad is not None]
+    whole = stacked(present) if adds and len(present) == len(into) else None
+    if whole is not None and whole.dtype == g_TN.dtype:
+        whole.addmm_(g_TN.T, x_TK)
+        return None
+    product_NK = g_TN.T @ x_TK
+    parts = list(product_NK.split([len(parameter) for parameter in parameters]))
+    gradients = [_added(p, part, adds) for p, part in zip(parameters, parts, strict=True)]
+    return (
+        None if any(gradient is None for gradient in gradients) else [g for g in gradients if g is not None]
+    )
+
+
+def _added(parameter: Tensor | None, gradient: Tensor, adds: bool) -> Tensor | None:
+    """The gradient in the parameter's dtype; None once it was added to `.grad`."""
+    assert parameter is not None
+    if adds and parameter.grad is not None:
+        parameter.grad.add_(gradient)
+        return None
+    return gradient.to(parameter.dtype)
+
+
+def stacked(matrices: Sequence[Tensor]) -> Tensor | None:
+    """Matrices that lie one behind the other in memory as one matrix, without a copy; else None."""
+    first = matrices[0]
+    if len(matrices) == 1:
+        return first
+    at, rows = first.data_ptr(), 0
+    storage = first.untyped_storage().data_ptr()
+    for matrix in matrices:
+        same = matrix.dtype == first.dtype and matrix.shape[1:] == first.shape[1:] and matrix.is_contiguous()
+        if not same or matrix.data_ptr() != at or matrix.untyped_storage().data_ptr() != storage:
+            return None
+        at += matrix.numel() * matrix.element_size()
+        rows += len(matrix)
+    return first.detach().as_strided((rows, *first.shape[1:]), first.stride(), first.storage_offset())
+
+
+def product(x_TK: Tensor, operand: Operand, parameters: Sequence[Tensor | None]) -> Tensor:
+    """y = x W^T + b (+ scale * (x A^T) B^T), (T, N) in the dtype of x."""
+    y_TN: Tensor = _Product.apply(x_TK, operand, *parameters)
+    return y_TN
+
+
+# ── embedding ──
+
+
+class _Embedding(Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, ids_T: Tensor, values_VD: Tensor, scale: float, adds: bool, weight_VD: Tensor
+    ) -> Tensor:
+        ctx.scale, ctx.adds, ctx.weight = scale, adds, weight_VD
+        ctx.save_for_backward(ids_T)
+        return F.embedding(ids_T, values_VD).to(weight_VD.dtype).mul_(scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_TD: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        (ids_T,) = ctx.saved_tensors
+        weight = ctx.weight
+        if ctx.scale != 1.0:
+            g_TD = g_TD * ctx.scale
+        if ctx.adds and weight.grad is not None:
+            weight.grad.index_add_(0, ids_T, g_TD)
+            return None, None, None, None, None
+        return None, None, None, None, torch.zeros_like(weight).index_add_(0, ids_T, g_TD)
+
+
+def embedding(ids_T: Tensor, values_VD: Tensor, scale: float, adds: bool, weight_VD: Tensor) -> Tensor:
+    """scale * values[ids], in the dtype of the weight. values: the weight rounded to the compute dtype."""
+    x_TD: Tensor = _Embedding.apply(ids_T, values_VD, scale, adds, weight_VD)
+    return x_TD
+
+
+# ── heads: norm and rotation of q and k ──
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """n_heads query heads, n_kv_heads key/value heads of head_dim; q is multiplied by `scale`."""
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    scale: float
+    eps: float
+
+
+class _Heads(Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        qkv_TN: Tensor,
+        cos_TF: Tensor,
+        sin_TF: Tensor,
+        shape: HeadShape,
+        q_weight_E: Tensor | None,
+        k_weight_E: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = _split(qkv_TN, shape)
+        dtype, n_tokens = cos_TF.dtype, len(qkv_TN)
+        saved: list[Tensor | None] = [None, None]
+        if q_weight_E is not None and k_weight_E is not None:
+            q, saved[0] = _normalised(q.to(dtype), q_weight_E, shape.eps, dtype)
+            k, saved[1] = _normalised(k.to(dtype), k_weight_E, shape.eps, dtype)
+        g, share, e = shape.n_kv_heads, shape.n_heads // shape.n_kv_heads, shape.head_dim
+        q_GTRE = qkv_TN.new_empty((g, n_tokens, share, e), dtype=dtype)
+        k_GTE = qkv_TN.new_empty((g, n_tokens, e), dtype=dtype)
+        q_out = q_GTRE.permute(1, 0, 2, 3)
+        _rotate(q.view(n_tokens, g, share, e), cos_TF[:, None, None], sin_TF[:, None, None], q_out)
+        q_GTRE.mul_(shape.scale)
+        _rotate(k, cos_TF[:, None], sin_TF[:, None], k_GTE.transpose(0, 1))
+        v_GTE = v.transpose(0, 1).to(dtype).contiguous()
+        ctx.shape, ctx.dtype, ctx.is_normed = shape, qkv_TN.dtype, q_weight_E is not None
+        ctx.save_for_backward(
+            qkv_TN if ctx.is_normed else None, cos_TF, sin_TF, q_weight_E, k_weight_E, *saved
+        )
+        return q_GTRE, k_GTE, v_GTE
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gq_GTRE: Tensor, gk_GTE: Tensor, gv_GTE: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        qkv_TN, cos_TF, sin_TF, q_weight_E, k_weight_E, q_inv, k_inv = ctx.saved_tensors
+        shape: HeadShape = ctx.shape
+        n_tokens, share, e = len(cos_TF), shape.n_heads // shape.n_kv_heads, shape.head_dim
+        n = (shape.n_heads + 2 * shape.n_kv_heads) * e
+        d_TN = gq_GTRE.new_empty((n_tokens, n), dtype=gq_GTRE.dtype if ctx.is_normed else ctx.dtype)
+        dq, dk, dv = _split(d_TN, shape)
+        grouped = dq.view(n_tokens, shape.n_kv_heads, share, e)
+        cos, sin = cos_TF * shape.scale, sin_TF * -shape.scale
+        _rotate(gq_GTRE.permute(1, 0, 2, 3), cos[:, None, None], sin[:, None, None], grouped)
+        _rotate(gk_GTE.transpose(0, 1), cos_TF[:, None], -sin_TF[:, None], dk)
+        dv.copy_(gv_GTE.transpose(0, 1))
+        if not ctx.is_normed:
+            return d_TN, None, None, None, None, None
+        q, k, _ = _split(qkv_TN.to(d_TN.dtype), shape)
+        dq_new, dq_weight = _norm_gradients(dq, q, q_weight_E, q_inv)
+        dk_new, dk_weight = _norm_gradients(dk, k, k_weight_E, k_inv)
+        dq.copy_(dq_new)
+        dk.copy_(dk_new)
+        return d_TN.to(ctx.dtype), None, None, None, dq_weight, dk_weight
+
+
+def _split(qkv_TN: Tensor, shape: HeadShape) -> tuple[Tensor, Tensor, Tensor]:
+    """Views (T, H, E), (T, G, E), (T, G, E)."""
+    all_heads = qkv_TN.view(len(qkv_TN), -1, shape.head_dim)
+    q, k, v = all_heads.split([shape.n_heads, shape.n_kv_heads, shape.n_kv_heads], 1)
+    return q, k, v
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    """out: pairs (i, i + E/2) of the last axis turned: (a, b) -> (a cos - b sin, b cos + a sin)."""
+    half = cos.shape[-1]
+    x = x.to(cos.dtype)
+    a, b = x[..., :half], x[..., half:]
+    if out.dtype == cos.dtype:
+        torch.mul(a, cos, out=out[..., :half]).addcmul_(b, sin, value=-1.0)
+        torch.mul(b, cos, out=out[..., half:]).addcmul_(a, sin)
+    else:
+        out[..., :half] = (a * cos).addcmul_(b, sin, value=-1.0)
+        out[..., half:] = (b * cos).addcmul_(a, sin)
+
+
+def heads_of(
+    qkv_TN: Tensor,
+    cos_TF: Tensor,
+    sin_TF: Tensor,
+    shape: HeadShape,
+    q_weight_E: Tensor | None,
+    k_weight_E: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q (G, T, R, E) times the attention's scale, k and v (G, T, E), in the dtype of cos.
+
+    F = E / 2. The weights normalise q and k head by head before they are rotated.
+    """
+    q, k, v = _Heads.apply(qkv_TN, cos_TF, sin_TF, shape, q_weight_E, k_weight_E)
+    return q, k, v
+
+
+# ── the gate of the feed-forward block ──
+
+
+class _Gated(Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up_TN: Tensor, activation: str) -> Tensor:  # type: ignore[override]
+        gate_TF, up_TF = gate_up_TN.chunk(2, -1)
+        ctx.activation = activation
+        ctx.save_for_backward(gate_up_TN)
+        return ACTIVATIONS[activation][0](gate_TF).mul_(up_TF)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_TF: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        (gate_up_TN,) = ctx.saved_tensors
+        gate_TF, up_TF = gate_up_TN.chunk(2, -1)
+        forward, backward = ACTIVATIONS[ctx.activation]
+        d_TN = torch.empty_like(gate_up_TN)
+        d_gate, d_up = d_TN.chunk(2, -1)
+        torch.mul(forward(gate_TF), g_TF, out=d_up)
+        backward(g_TF * up_TF, gate_TF, d_gate)
+        return d_TN, None
+
+
+def _silu_backward(g: Tensor, x: Tensor, out: Tensor) -> None:
+    torch.ops.aten.silu_backward.grad_input(g, x, grad_input=out)
+
+
+def _gelu_backward(g: Tensor, x: Tensor, out: Tensor) -> None:
+    torch.ops.aten.gelu_backward.grad_input(g, x, approximate="tanh", grad_input=out)
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor, Tensor], None]]] = {
+    "silu": (F.silu, _silu_backward),
+    "gelu_tanh": (_gelu_tanh, _gelu_backward),
+}
+"""name -> (x -> act(x); (g, x, out) -> out = g act'(x))."""
+
+
+def gated(gate_up_TN: Tensor, activation: str) -> Tensor:
+    """act(gate) * up of two matrices side by side, (T, N / 2)."""
+    a_TF: Tensor = _Gated.apply(gate_up_TN, activation)
+    return a_TF
