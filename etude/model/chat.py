@@ -151,7 +151,11 @@ def special_texts(metadata: Mapping[str, Any]) -> dict[str, str]:
     tokens = metadata.get("tokenizer.ggml.tokens", ())
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for key, name in names.items()}
-    return {name: tokens[index] for name, index in ids.items() if index is not None and index < len(tokens)}
+    return {
+        name: tokens[index]
+        for name, index in ids.items()
+        if isinstance(index, int) and 0 <= index < len(tokens)
+    }
 
 
 def _as_dict(message: Message) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from etude.model.fields import Fields
 from etude.model.merging import merge
 from etude.model.pretokenizers import PreTokenizer, pretokenizer
 from etude.model.rendered import RenderedPrompt
@@ -168,7 +169,9 @@ class _ByteLevel:
         merges = metadata.get("tokenizer.ggml.merges")
         if not isinstance(merges, list):
             raise EtudeError("the file has no merges (tokenizer.ggml.merges): convert the model again")
-        self._splitter: PreTokenizer = pretokenizer(str(metadata.get("tokenizer.ggml.pre", "default")))
+        self._splitter: PreTokenizer = pretokenizer(
+            Fields(metadata, "the tokenizer").text("tokenizer.ggml.pre", "default")
+        )
         self.add_bos = self._splitter.add_bos
         self._ids = vocabulary.ids
         count = len(merges)
@@ -205,7 +208,8 @@ class _SentencePiece:
     add_bos = True
 
     def __init__(self, metadata: Mapping[str, Any], vocabulary: Vocabulary) -> None:
-        self.add_space_prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+        fields = Fields(metadata, "the tokenizer")
+        self.add_space_prefix = fields.flag("tokenizer.ggml.add_space_prefix", True)
         self._ids = vocabulary.ids
         self._unknown_id = vocabulary.unknown_id
         costs = -numbers(metadata, "scores", len(vocabulary.texts)).astype(np.float32)
@@ -271,12 +275,13 @@ def _words_pattern(texts: Iterable[str]) -> re.Pattern[str]:
 
 def _adds(metadata: Mapping[str, Any], key: str, token_id: int | None, default: bool) -> bool:
     """Whether `encode` adds that token. EtudeError if the file asks for one that it does not have."""
-    asked = metadata.get(f"tokenizer.ggml.add_{key}_token")
+    name = f"tokenizer.ggml.add_{key}_token"
+    asked = Fields(metadata, "the tokenizer").flag(name, False)
     if asked and token_id is None:
         raise EtudeError(
             f"tokenizer.ggml.add_{key}_token is set, but there is no tokenizer.ggml.{key}_token_id"
         )
-    return token_id is not None and bool(default if asked is None else asked)
+    return token_id is not None and (asked if metadata.get(name) is not None else default)
 
 
 def _valid(text: str) -> str:

@@ -262,7 +262,10 @@ def _end_of_generation(
 def _strip_right(metadata: Mapping[str, Any], ids: Mapping[str, int], kinds: Iterable[int]) -> frozenset[int]:
     """Phi-3's tokens swallow the whitespace after them; a GGUF file does not say so, its name must."""
     if STRIP_RIGHT_KEY in metadata:
-        return frozenset(metadata[STRIP_RIGHT_KEY])
+        given = np.asarray(metadata[STRIP_RIGHT_KEY])
+        if given.ndim != 1 or given.dtype.kind not in "iu":
+            raise EtudeError(f"{STRIP_RIGHT_KEY} is no list of token ids: convert the model again")
+        return frozenset(given.tolist())
     name = str(metadata.get("general.name", "")).lower()
     if "phi-3" not in name and "phi3" not in name:
         return frozenset()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from functools import cache
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given, settings
@@ -181,7 +182,10 @@ def test_an_unknown_pre_tokenizer_is_refused_with_the_supported_names() -> None:
         ({"tokenizer.ggml.token_type": [1]}, "1 entries for 50257"),
         ({"tokenizer.ggml.token_type": ["1"] * 50257}, "no numbers"),
         ({"tokenizer.ggml.token_type": [6] * 50257}, "byte token '!'.*is not of the form"),
-        ({"tokenizer.ggml.pre": 3}, "'3' is not supported"),
+        ({"tokenizer.ggml.pre": 3}, "pre is 3; allowed is a string"),
+        ({"tokenizer.ggml.add_bos_token": np.array([1, 0])}, "add_bos_token is .*; allowed is true or false"),
+        ({"tokenizer.ggml.add_eos_token": "yes"}, "add_eos_token is 'yes'; allowed is true or false"),
+        ({"tokenizer.etude.strip_right_token_ids": 5}, "no list of token ids"),
         ({"tokenizer.ggml.tokens": [1, 2]}, "no list of tokens"),
         ({"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": None}, "add_bos_token is set"),
     ],
