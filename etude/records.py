@@ -50,12 +50,13 @@ class Penalties:
 
 @dataclass(frozen=True)
 class Dry:
-    """DRY ("don't repeat yourself"): penalty `multiplier * base ** (match length - allowed_length)`."""
+    """DRY ("don't repeat yourself"): penalty `multiplier * base ** (match length - allowed_length)` for what
+    repeats some of the last `last_n` tokens (-1: the whole context)."""
 
     multiplier: float = 0.8
     base: float = 1.75
     allowed_length: int = 2
-    last_n: int = -1
+    last_n: int = 64
     sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
 
 
@@ -89,6 +90,7 @@ class SamplingParams:
     """How to draw tokens. The defaults are plain sampling at temperature 1: nothing is truncated by accident.
 
     temperature 0 is greedy. top_k 0, top_p 1, min_p 0, typical_p 1 and top_n_sigma -1 switch a sampler off.
+    `min_keep`: top_p, min_p, typ_p and xtc leave at least so many tokens.
     `max_tokens` None: until the context is full. `logprobs`: how many alternatives to report per token.
     `seed` None: a fresh seed, reported by the engine. The random number of a token is drawn from
     (seed, index of the completion, position), so a request gives the same tokens whatever runs beside it.
@@ -100,6 +102,7 @@ class SamplingParams:
     min_p: float = 0.0
     typical_p: float = 1.0
     top_n_sigma: float = -1.0
+    min_keep: int = 0
     penalties: Penalties | None = None
     dry: Dry | None = None
     xtc: Xtc | None = None

@@ -73,6 +73,7 @@ class SamplerFactory:
             "min_p": params.min_p,
             "typical_p": params.typical_p,
             "top_n_sigma": params.top_n_sigma,
+            "min_keep": min(params.min_keep, self._n_vocab),
             "logit_bias": sorted(bias.items()),
         }
         if params.dry is not None:
@@ -163,6 +164,7 @@ def _check_numbers(params: SamplingParams) -> None:
     _number("top_p", params.top_p, 0, 1, "from 0 to 1 (all)")
     _number("min_p", params.min_p, 0, 1, "from 0 (all) to 1")
     _number("typical_p", params.typical_p, 0, 1, "from 0 to 1 (all)")
+    _whole("min_keep", params.min_keep, 0, "a number of tokens, at least 0")
     _number("top_n_sigma", params.top_n_sigma, -1, 1e6, "a number of standard deviations, -1 or 0 for all")
 
 
@@ -229,6 +231,9 @@ _ACTIVE: Mapping[str, Callable[[SamplingParams], bool]] = {
 }
 """Sampler of the chain -> whether the parameters ask for it."""
 
+_KEEPING = ("typ_p", "top_p", "min_p", "xtc")
+"""Samplers that leave `min_keep` tokens."""
+
 
 def _check_effects(params: SamplingParams) -> None:
     active = [name for name, is_active in _ACTIVE.items() if is_active(params)]
@@ -236,6 +241,8 @@ def _check_effects(params: SamplingParams) -> None:
         others = [name for name in active if name != "temperature"]
         if params.dynamic_temperature is not None:
             others.append("dynamic_temperature")
+        if params.min_keep:
+            others.append("min_keep")
         if others or params.samplers != DEFAULT_SAMPLERS:
             what = " and ".join(others) or "another order of samplers"
             raise EtudeError(f"mirostat replaces the chain, so {what} would have no effect; leave one out")
@@ -248,6 +255,11 @@ def _check_effects(params: SamplingParams) -> None:
                 f"{name} is set and would have no effect, because samplers ("
                 f"{', '.join(params.samplers) or 'empty'}) is without it; add it or leave the setting out"
             )
+    if params.min_keep and not any(name in active for name in _KEEPING):
+        raise EtudeError(
+            f"min_keep is {params.min_keep} and would have no effect, because none of "
+            f"{', '.join(_KEEPING)} is on; set one or leave min_keep out"
+        )
 
 
 def _check_bias(params: SamplingParams, n_vocab: int, eog_ids: frozenset[int]) -> None:

@@ -132,6 +132,13 @@ def test_seed_and_index_reach_the_sampler() -> None:
     assert len({tuple(tokens(seed, index)) for seed in (1, 2**64 - 1) for index in (0, 1, 63)}) == 6
 
 
+@pytest.mark.parametrize("change", [{"top_p": 0.0}, {"min_p": 1.0}, {"typical_p": 0.0}])
+def test_min_keep_leaves_so_many(change: dict[str, Any]) -> None:
+    for least in (0, 1, 3, 7, 10**6):
+        left = distribution(SamplingParams(min_keep=least, **change))
+        assert np.count_nonzero(left) == min(max(least, 1), N_VOCAB), least
+
+
 def test_breakers_are_all_ways_to_write_them() -> None:
     sequences = [[TEXTS[i] for i in ids] for ids in breaker_sequences(Letters(), "<|end|>")]
     assert sequences == [["<|", "end|>"], ["<|e", "nd|>"], ["x<", "|end|>"]]
@@ -153,6 +160,9 @@ def test_breakers_are_all_ways_to_write_them() -> None:
         ({"min_p": -0.1}, "min_p is -0.1"),
         ({"typical_p": 2}, "typical_p is 2"),
         ({"top_n_sigma": -2}, "top_n_sigma is -2"),
+        ({"min_keep": -1}, "min_keep is -1; it must be a number of tokens"),
+        ({"min_keep": 2, "top_k": 5}, "min_keep is 2 and would have no effect, because none of typ_p"),
+        ({"min_keep": 2, "mirostat": Mirostat(2)}, "so min_keep would have no effect"),
         ({"penalties": Penalties(repeat=0)}, "penalties.repeat is 0; it must be above 0"),
         ({"penalties": Penalties(frequency=math.inf)}, "penalties.frequency is inf"),
         ({"penalties": Penalties(1.1, last_n=-2)}, "penalties.last_n is -2"),

@@ -28,7 +28,7 @@ def test_defaults_are_llama_cpps() -> None:
         "temp": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "typical": 1.0, "top_n_sigma": -1.0,
         "repeat_penalty": 1.0, "repeat_last_n": 64, "dry_multiplier": 0.0, "dry_base": 1.75,
         "dry_allowed_length": 2,
-        "dry_penalty_last_n": -1, "xtc_probability": 0.0, "xtc_threshold": 0.1, "mirostat": 0,
+        "dry_penalty_last_n": 64, "xtc_probability": 0.0, "xtc_threshold": 0.1, "mirostat": 0,
         "mirostat_ent": 5.0,
         "mirostat_lr": 0.1, "predict": -1, "ctx_size": None, "keep": 0, "context_shift": False, "seed": -1,
         "sampler_seq": "edskypmxt",
