@@ -18,7 +18,7 @@ from etude.engine.sequence import Sequence
 if TYPE_CHECKING:
     from etude.kernels._native import Adapter, Sampler
 
-HIDDEN_ONLY = 0  # any target: the distribution of this row is not wanted
+HIDDEN_ONLY = -1  # a target that is none: no logits are computed for this row
 
 
 class Span(NamedTuple):

@@ -116,7 +116,7 @@ class Adapter:
 
     def __init__(self, model: Model, scale: float) -> None: ...
     def set(self, slot: str, layer: int, a: F32, b: F32) -> None:
-        """a (rank, k), b (n, rank)."""
+        """a (rank, k), b (n, rank). "output", -1 is the head, also where it is tied to the embedding."""
 
 class Breakers:
     """DRY's sequence breakers as token sequences, shared by samplers."""
@@ -195,7 +195,9 @@ class Decoder:
         at first_position[s]. pages (P,), first_page (S + 1,): its page table, up to its last new token.
         adapters, adapter_scales (S,) or empty. rows (R,): indices into token_ids, ascending, repeats allowed.
         Each row draws with its sampler (which then accepts the token), or, where that is None, reports the
-        logprob of its target. masks: allowed tokens, bit i % 32 of word i // 32. n_top (R,): alternatives.
+        logprob of its target. Target -1, with want_hidden: only the hidden state, no logits are computed
+        (token_ids -1, logprobs and entropies NaN). masks: allowed tokens, bit i % 32 of word i // 32. n_top
+        (R,): alternatives.
         """
 
 # For tests: kernels and passes by themselves.

@@ -20,12 +20,14 @@ class Adapter {
   const float scale;  // alpha / rank
   const Model& model() const { return model_; }
   int max_rank = 0;   // padded
-  // a (rank, k), b (n, rank), row-major f32
+  // a (rank, k), b (n, rank), row-major f32; the head is "output" in layer -1, also where the model ties it to its embedding
   void set(const std::string& slot, int layer, int rank, int k, int n, const float* a, const float* b);
+  const LowRank& head() const { return head_; }
   const LowRank& get(int layer, MatrixSlot slot) const { return layers_[size_t(layer) * int(MatrixSlot::count) + int(slot)]; }
 
  private:
   std::vector<LowRank> layers_;
+  LowRank head_;
   const Model& model_;
 };
 

@@ -72,6 +72,9 @@ StepOutput step(Decoder& self, I32 token_ids, I32 first_token, I32 first_positio
     if (mask.size() * 32 < size_t(n_vocab)) throw nb::value_error("a mask needs one bit a vocabulary entry");
     in.masks.back() = mask.data();
   }
+  for (size_t r = 0; r < wanted; r++)
+    if (!want_hidden && !samplers[r] && in.targets[r] == hidden_only)
+      throw nb::value_error(("row " + std::to_string(r) + " has neither a sampler nor a target token").c_str());
   const size_t top = size_t(std::max(0, in.max_top));
   StepOutput out;
   StepResult result{};

@@ -73,7 +73,7 @@ void Decoder::check(const StepInput& in) const {
     if (in.rows[r] < 0 || in.rows[r] >= in.n_tokens || (r && in.rows[r] < in.rows[r - 1])) refuse("rows must be ascending token indices");
     if (in.samplers[r] && in.samplers[r]->n_vocab() != shape_.n_vocab)
       refuse("a sampler was made for " + std::to_string(in.samplers[r]->n_vocab()) + " tokens, the model has " + std::to_string(shape_.n_vocab));
-    if (!in.samplers[r] && (in.targets[r] < 0 || in.targets[r] >= shape_.n_vocab)) refuse("row " + std::to_string(r) + " has neither a sampler nor a target token");
+    if (!in.samplers[r] && in.targets[r] != hidden_only && (in.targets[r] < 0 || in.targets[r] >= shape_.n_vocab)) refuse("row " + std::to_string(r) + " has neither a sampler nor a target token");
     if (in.n_top[r] < 0 || in.n_top[r] > shape_.n_vocab) refuse("n_top = " + std::to_string(in.n_top[r]));
   }
   std::vector<Sampler*> drawing(in.samplers);
@@ -103,6 +103,7 @@ void Decoder::reserve(int tokens) {
   grow(logits_, size_t(logit_rows_) * vocab_stride_);
   act_head_.reserve(std::max(1, logit_rows_), shape_.d_model);
   if (lora_.empty()) return;
+  if (adapts_head()) grow(lora_logits_, size_t(logit_rows_) * vocab_stride_);
   grow(lora_u_, t * 3 * lora_stride_);
   grow(lora_y_, t * 3 * size_t(std::max({q_stride_, kv_stride_, ff_stride_, d_stride_})));
 }
@@ -306,7 +307,7 @@ void Decoder::step(const StepInput& in, const StepResult& out) {
   pool_.run([&](int thread) {
     embed(in);
     for (int layer = 0; layer < shape_.n_layers; layer++) run_layer(layer, thread);
-    output(in, out, thread);
+    output(in, out);
   });
 }
 

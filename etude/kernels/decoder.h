@@ -13,6 +13,9 @@
 
 namespace etude {
 
+// A target that is none: of this row only the hidden state is wanted, and no logits are computed for it.
+constexpr int32_t hidden_only = -1;
+
 struct StepInput {
   int n_tokens = 0, n_sequences = 0, n_rows = 0, max_top = 0;
   const int32_t *token_ids, *first_token, *first_position, *pages, *first_page;  // see _native.pyi
@@ -88,8 +91,22 @@ class Decoder {
   void gather_attention(const Layer& layer);
   void feed_forward(int layer);
 
-  void output(const StepInput& in, const StepResult& out, int thread);
-  void sample_row(const StepInput& in, const StepResult& out, int row, float* logits, std::vector<float>& scratch);
+  // The unique rows [first, last) of a round of the output, and the columns of the activations that their logits come from.
+  struct HeadRound {
+    int first, last;
+    const int* column;  // of each unique row and of one more; a row without logits has that of the next one
+    int column_of(int unique) const { return column[unique] - column[first]; }
+    int columns() const { return column_of(last); }
+  };
+  void output(const StepInput& in, const StepResult& out);
+  std::vector<int> logit_columns(const StepInput& in, const StepResult& out) const;
+  void norm_rows(const StepResult& out, const HeadRound& round);
+  void multiply_head(const HeadRound& round);
+  std::pair<int, int> columns_of(const LoraRange& range, const HeadRound& round) const;
+  void lora_down_head(const HeadRound& round);
+  void lora_up_head(const HeadRound& round, int tile_begin, int tile_end);
+  bool adapts_head() const;
+  void sample_row(const StepInput& in, const StepResult& out, int row, const float* logits);
 
   int piece_of(int tiles) const;
   unsigned encodings(int layer, std::initializer_list<MatrixSlot> slots) const;
@@ -112,7 +129,7 @@ class Decoder {
   std::vector<std::vector<float>> scratch_;               // one a thread
   std::vector<std::vector<AttentionRow>> attention_rows_;  // likewise
   int logit_rows_ = 0, vocab_stride_;
-  Memory logits_;
+  Memory logits_, lora_logits_;
   std::vector<int> unique_;                   // unique rows of this step, ascending
   std::vector<int> row_of_;                   // (R) index into unique_
 };

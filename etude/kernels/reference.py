@@ -283,8 +283,8 @@ class Arithmetic:
     """How the decoder computes: product(x_TK, w_NK), attention, what the cache keeps of K and V, and an
     adapter.
 
-    adapter: pairs a (r, K), b (N, r) by (slot, layer); every product there gets + adapter_scale * (x a^T)
-    b^T.
+    adapter: pairs a (r, K), b (N, r) by (slot, layer), ("output", -1) for the head; every product there gets
+    + adapter_scale * (x a^T) b^T.
     """
 
     product: Callable[[F32, F32], F32] = matmul
@@ -377,7 +377,8 @@ def decoder_logits(
     how = how or Arithmetic()
     hidden_TC = decoder_hidden(token_ids, weights, hyper, how)
     head = "output" if ("output", -1) in weights else "token_embd"
-    logits_TV = _Layer(weights, -1, hyper, how).linear(head, hidden_TC)
+    untied = {("output", -1): weights[head, -1]}
+    logits_TV = _Layer(untied, -1, hyper, how).linear("output", hidden_TC)
     if hyper.logit_softcap:
         cap = np.float32(hyper.logit_softcap)
         logits_TV = cap * np.tanh(logits_TV / cap)

@@ -30,7 +30,7 @@ from etude.model.names import MATRICES, Place, place_of_gguf, place_of_hf
 from etude.model.safetensors import SafetensorsFile
 from etude.records import EtudeError
 
-MAX_RANK = 2**14
+MAX_RANK = 2**12  # the native side takes no more
 
 _PEFT_NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.\w+)?\.weight")
 

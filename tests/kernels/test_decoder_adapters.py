@@ -26,7 +26,7 @@ from tests.model.tiny_models import NAMES
 
 F32 = NDArray[np.float32]
 Pairs = dict[tuple[str, int], tuple[F32, F32]]
-SLOTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+SLOTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "output")
 
 
 def random_pairs(weights: Weights, rank: int, seed: int = 0, slots: tuple[str, ...] = SLOTS) -> Pairs:
@@ -78,13 +78,30 @@ def test_ranks(rank: int) -> None:
 
 @pytest.mark.parametrize("slot", SLOTS)
 def test_each_slot_by_itself(slot: str) -> None:
-    hyper, weights = random_model()
+    hyper, weights = random_model(own_head=True)
     model, ids = native(hyper, weights), random_ids(20)
     pairs = random_pairs(weights, 4, slots=(slot,))
     got = Run(model).logits(ids, adapter=adapter_of(model, pairs))
     how = reference.Arithmetic(adapter=pairs)
     np.testing.assert_allclose(got, reference.decoder_logits(ids, weights, hyper, how), atol=5e-4)
     assert np.abs(got - Run(model).logits(ids)).max() > 0.05
+
+
+@pytest.mark.parametrize("softcap", [0.0, 30.0])
+def test_the_head_of_tied_weights(softcap: float) -> None:
+    """The embedding stays as it is. More rows than logits are held at a time: the rounds cut the adapters."""
+    hyper, weights = random_model(n_layers=1, n_vocab=200_000, d_model=32, d_ff=32, logit_softcap=softcap)
+    model, ids = native(hyper, weights), random_ids(150)
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(0, 0.5, size).astype(np.float32) for size in ((5, 32), (200_000, 5)))
+    adapter = adapter_of(model, {("output", -1): (a, b)})
+    run = Run(model, n_pages=10)
+    seqs = [Seq(ids[:70], 0, run.pages(70)), Seq(ids[70:], 0, run.pages(80, first=3), adapter, 0.5)]
+    got = run.step(seqs).logits
+    how = reference.Arithmetic(adapter={("output", -1): (a, b)}, adapter_scale=0.5)
+    bare = reference.decoder_logits(ids[:70], weights, hyper)
+    np.testing.assert_allclose(got[:70], bare, atol=2e-4)
+    np.testing.assert_allclose(got[70:], reference.decoder_logits(ids[70:], weights, hyper, how), atol=2e-4)
 
 
 @pytest.mark.parametrize("type", [GGMLType.F32, GGMLType.Q8_0, GGMLType.BF16], ids=lambda type: type.name)
@@ -104,8 +121,10 @@ def test_no_effect_is_the_base_bit_for_bit(type: GGMLType) -> None:
 @pytest.mark.parametrize("type", [GGMLType.F32, GGMLType.Q8_0], ids=lambda type: type.name)
 def test_several_adapters_in_one_batch_equal_each_alone(type: GGMLType, threads: int) -> None:
     """Prefills and single tokens, two adapters at three scales and none, neighbours with the same one; more
-    query heads than key heads, so that the products of a layer differ in width."""
-    hyper, weights = random_model(n_heads=12, n_kv_heads=1, head_dim=32, d_model=96, d_ff=160, n_layers=4)
+    query heads than key heads, so that the products of a layer differ in width. Only one adapts the head."""
+    hyper, weights = random_model(
+        n_heads=12, n_kv_heads=1, head_dim=32, d_model=96, d_ff=160, n_layers=4, own_head=True
+    )
     model = native(hyper, weights, type)
     one = adapter_of(model, random_pairs(weights, 40), 1.0)
     two = adapter_of(model, random_pairs(weights, 4, 1, ("attn_q", "attn_k", "ffn_up", "ffn_down")), 0.5)
@@ -171,6 +190,8 @@ def test_bad_arguments() -> None:
         ("attn_k", 2, good_a, good_b, "no matrix attn_k in layer 2"),
         ("attn_k", -1, good_a, good_b, "attn_k in layer -1"),
         ("token_embd", -1, good_a, good_b, "no adapter for token_embd"),
+        ("output", -1, good_a, good_b, "adapter for output in layer -1"),
+        ("output", 0, good_a, good_b, "no matrix output in layer 0"),
         ("attn_norm", 0, good_a, good_b, "attn_norm"),
         ("attn_k", 0, good_a[:, :-1].copy(), good_b, "expected inputs 64"),
         ("attn_k", 0, good_a, good_b[:-1].copy(), "outputs 64"),

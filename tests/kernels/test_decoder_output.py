@@ -75,6 +75,29 @@ def test_more_rows_than_logits_are_held_at_a_time() -> None:
         assert (alone.logprobs[0], alone.entropies[0]) == (out.logprobs[index], out.entropies[index]), index
 
 
+def test_rows_that_want_hidden_states_alone_get_no_logits() -> None:
+    """Beside draws and scores of other rows and of the same row, over the seam of two rounds."""
+    hyper, weights = random_model(n_layers=1, n_vocab=256_000, d_model=32, d_ff=32)
+    model, ids = native(hyper, weights, GGMLType.Q8_0), random_ids(100)
+    rows = np.sort(np.array([*range(100), 10, 65, 99], np.int32))
+    wanted = np.isin(rows, (3, 64, 65, 66))
+    wanted[np.searchsorted(rows, 10)] = wanted[-1] = True
+    targets = np.where(wanted, 1000 + rows, -1).astype(np.int32)
+    samplers: list[Any] = [None] * len(rows)
+    samplers[-1] = _native.Sampler(256_000, 7, 0)
+    step = {"rows": rows, "want_logits": False, "want_hidden": True}
+    out = Run(model, threads=2).step([Seq(ids, 0, [0, 1, 2, 3])], **step, targets=targets, samplers=samplers)
+    samplers[-1] = _native.Sampler(256_000, 7, 0)
+    full = Run(model).step([Seq(ids, 0, [0, 1, 2, 3])], **step, targets=1000 + rows, samplers=samplers)
+    assert same_bits(out.hidden, full.hidden)
+    for name in ("token_ids", "logprobs", "raw_logprobs", "entropies"):
+        assert same_bits(getattr(out, name)[wanted], getattr(full, name)[wanted]), name
+    assert (out.token_ids[~wanted] == -1).all()
+    assert np.isnan(out.logprobs[~wanted]).all() and np.isnan(out.entropies[~wanted]).all()
+    none = Run(model).step([Seq(ids, 0, [0, 1, 2, 3])], **step, targets=np.full(103, -1, np.int32))
+    assert same_bits(none.hidden, full.hidden) and np.isnan(none.raw_logprobs).all()
+
+
 def test_samplers_draw_the_same_alone_and_beside_others() -> None:
     """Greedy and T = 1 samplers on shared and own rows; those drawn from a row leave its logits alone."""
     model, ids = native(*random_model(own_head=True)), random_ids(33)
@@ -144,7 +167,8 @@ BAD_STEPS: list[tuple[dict[str, Any], str]] = [
     ({"rows": int32(0, 2, 1)}, "ascending"),
     ({"rows": int32(0)}, "targets has 3 values, expected 1"),
     ({"targets": int32(0, 0, 101)}, "row 2 has neither a sampler nor a target"),
-    ({"targets": int32(0, 0, -1)}, "row 2"),
+    ({"targets": int32(0, 0, -1)}, "row 2 has neither a sampler nor a target"),
+    ({"targets": int32(0, 0, -2), "want_hidden": True}, "row 2 has neither"),
     ({"targets": int32(0, 0)}, "targets has 2 values"),
     ({"n_top": int32(0, 0, 102)}, "n_top = 102"),
     ({"n_top": int32(0, 0, 2**31 - 1)}, "n_top = 2147483647"),

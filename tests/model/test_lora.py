@@ -34,13 +34,14 @@ CONFIG = config_for("llama")
 
 
 def random_pairs(config: ModelConfig, rank: int = RANK) -> dict[Place, tuple[NDArray[Any], NDArray[Any]]]:
+    """One for every matrix of the layers, and for the head, tied or not."""
     rng = np.random.default_rng(7)
+    places = [Place(slot, layer) for layer in range(config.n_layers) for slot in LAYER_MATRICES]
     pairs = {}
-    for layer in range(config.n_layers):
-        for slot in LAYER_MATRICES:
-            n, k = slot_shape(config, slot)
-            a, b = rng.normal(size=(rank, k)), rng.normal(size=(n, rank))
-            pairs[Place(slot, layer)] = (a.astype(np.float32), b.astype(np.float32))
+    for place in [*places, Place("output", -1)]:
+        n, k = slot_shape(config, place.slot)
+        a, b = rng.normal(size=(rank, k)), rng.normal(size=(n, rank))
+        pairs[place] = (a.astype(np.float32), b.astype(np.float32))
     return pairs
 
 
