@@ -1,4 +1,4 @@
-"""GGUF blocks to f32 in torch: the common types, quickly, and equal bit for bit to the numpy specification.
+"""GGUF blocks to f32 in torch, quickly, and equal bit for bit to the numpy specification.
 
 A frozen quantised base is dequantised anew for every product, so this is an inner loop of training:
 `etude.kernels.reference_quants` says what the bytes mean, this does the same in the same order of operations
@@ -90,16 +90,75 @@ def _q6_k(blocks: Tensor, out: Tensor) -> None:
     codes.view(n, 16, 16).mul_(scales[:, :, None])
 
 
+_IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+_MXFP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+
+
+def _looked_up(table: tuple[int, ...], packed_ncw: Tensor, out: Tensor) -> Tensor:
+    """Values of a table for the nibbles of a chunk."""
+    codes = _nibbles(packed_ncw, torch.empty(out.shape, dtype=torch.int32, device=out.device))
+    values = torch.tensor(table, dtype=torch.float32, device=out.device)
+    return out.copy_(values[codes])
+
+
+def _iq4_nl(blocks: Tensor, out: Tensor) -> None:
+    _looked_up(_IQ4_VALUES, blocks[:, None, 2:], out).mul_(_half(blocks, 0))
+
+
+def _iq4_xs(blocks: Tensor, out: Tensor) -> None:
+    """d (s - 32) T[q], 6-bit s for every 32 values: low four bits in bytes 4-7, high two in bytes 2-3."""
+    n = len(blocks)
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=blocks.device)
+    low = torch.stack([blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4], 2).view(n, 8)
+    high = (blocks[:, 2:4, None] >> shifts & 3).view(n, 8)
+    step = _half(blocks, 0) * ((low | high << 4).float() - 32)
+    _looked_up(_IQ4_VALUES, blocks[:, 8:].unflatten(1, (8, 16)), out).view(n, 8, 32).mul_(step[:, :, None])
+
+
+def _mxfp4(blocks: Tensor, out: Tensor) -> None:
+    """2^(e - 128) T[q], a power of two made of its bits; the two smallest are denormal."""
+    e = blocks[:, :1].int()
+    bits = torch.where(e < 2, 0x00200000 << e.clamp(max=1), e - 1 << 23)
+    _looked_up(_MXFP4_VALUES, blocks[:, None, 1:], out).mul_(bits.view(torch.float32))
+
+
+def _crumbs(packed_ncw: Tensor) -> Tensor:
+    """(n, c, w) -> (n, c, 4, w): bits 0-1 of all bytes of a chunk, then 2-3, 4-5, 6-7."""
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=packed_ncw.device)[:, None]
+    return packed_ncw[:, :, None] >> shifts & 3
+
+
+def _q2_k(blocks: Tensor, out: Tensor) -> None:
+    """d s q - dmin m, 4-bit s and m for every 16 values."""
+    step = _half(blocks, 80) * (blocks[:, :16] & 15)
+    low = _half(blocks, 82) * (blocks[:, :16] >> 4)
+    codes = out.copy_(_crumbs(blocks[:, 16:80].unflatten(1, (2, 32))).reshape(out.shape))
+    codes.view(-1, 16, 16).mul_(step[:, :, None]).sub_(low[:, :, None])
+
+
+def _q3_k(blocks: Tensor, out: Tensor) -> None:
+    """d s q, 6-bit s for every 16 values, q of -4 to 3: four are taken off where the bit is NOT set."""
+    n = len(blocks)
+    bits = torch.arange(8, dtype=torch.uint8, device=blocks.device)[:, None]
+    packed = blocks[:, 96:108]
+    low = torch.cat([packed[:, :8] & 15, packed[:, :8] >> 4], 1)
+    scales = (low | _crumbs(packed[:, None, 8:]).reshape(n, 16) << 4).float() - 32
+    high = (blocks[:, None, :32] >> bits & 1).view(n, 256)
+    codes = out.copy_(_crumbs(blocks[:, 32:96].unflatten(1, (2, 32))).reshape(n, 256))
+    codes.add_(high, alpha=4).sub_(4)
+    codes.view(n, 16, 16).mul_((_half(blocks, 108) * scales)[:, :, None])
+
+
 def _f32(blocks: Tensor, out: Tensor) -> None:
-    out.copy_(blocks.contiguous().view(torch.float32))
+    out.copy_(blocks.view(torch.float32))
 
 
 def _f16(blocks: Tensor, out: Tensor) -> None:
-    out.copy_(blocks.contiguous().view(torch.float16))
+    out.copy_(blocks.view(torch.float16))
 
 
 def _bf16(blocks: Tensor, out: Tensor) -> None:
-    out.copy_(blocks.contiguous().view(torch.bfloat16))
+    out.copy_(blocks.view(torch.bfloat16))
 
 
 _TYPES: dict[GGMLType, Callable[[Tensor, Tensor], None]] = {
@@ -111,29 +170,33 @@ _TYPES: dict[GGMLType, Callable[[Tensor, Tensor], None]] = {
     GGMLType.Q5_0: _q5_0,
     GGMLType.Q5_1: _q5_1,
     GGMLType.Q8_0: _q8_0,
+    GGMLType.Q2_K: _q2_k,
+    GGMLType.Q3_K: _q3_k,
     GGMLType.Q4_K: _q4_k,
     GGMLType.Q5_K: _q5_k,
     GGMLType.Q6_K: _q6_k,
+    GGMLType.IQ4_NL: _iq4_nl,
+    GGMLType.IQ4_XS: _iq4_xs,
+    GGMLType.MXFP4: _mxfp4,
 }
 
 QUICK_TYPES = frozenset(_TYPES)
-"""Types that `dequantize` takes."""
+"""Types that `dequantize` takes: those that the engine multiplies with as they are."""
 
 
 def dequantize(kind: GGMLType, rows: Tensor, out: Tensor) -> Tensor:
     """Values of `rows` (n, bytes of a row, uint8) into out (n, k), rounded to its dtype; gives out.
 
-    kind: one of QUICK_TYPES.
+    kind: one of QUICK_TYPES. out may be part of a wider matrix.
     """
-    size = block_size(kind)
-    blocks = rows.reshape(-1, block_bytes(kind) if size > 1 else rows.shape[-1])
-    values = out.view(len(blocks), -1)
-    step = max(1, VALUES_AT_ONCE // values.shape[1])
-    scratch = torch.empty(min(step, len(blocks)), values.shape[1], device=rows.device)
-    for start in range(0, len(blocks), step):
-        part = values[start : start + step]
-        f32 = part if out.dtype == torch.float32 else scratch[: len(part)]
-        _TYPES[kind](blocks[start : start + step], f32)
+    k = out.shape[1]
+    step = max(1, VALUES_AT_ONCE // k)
+    scratch = torch.empty(min(step, len(rows)), k, device=rows.device)
+    for start in range(0, len(rows), step):
+        part = out[start : start + step]
+        f32 = part if out.dtype == torch.float32 and out.is_contiguous() else scratch[: len(part)]
+        blocks = rows[start : start + step].reshape(-1, block_bytes(kind))
+        _TYPES[kind](blocks, f32.view(len(blocks), block_size(kind)))
         if f32 is not part:
             part.copy_(f32)
     return out

@@ -28,6 +28,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from etude.model.projections import Linear
+
 CHUNK_VALUES = 1 << 23
 """Logits at once: 32 MiB of f32."""
 KEEP_BYTES = 256 << 20
@@ -52,23 +54,26 @@ class Head:
     @classmethod
     def of(
         cls,
-        weight_VD: Tensor,
+        linear: Linear,
         dtype: torch.dtype,
+        device: torch.device | str = "cpu",
         *,
         trained: bool,
         softcap: float = 0.0,
         temperature: float = 1.0,
     ) -> Head:
         """Casts the matrix, once for all micro-batches of a step."""
-        width = weight_VD.shape[1]
-        values = weight_VD.detach()
+        n_vocab, width = linear.shape
+        weight = linear.weight
         if dtype == torch.bfloat16:
-            shifted = values.new_ones((len(values), width + SHIFT_COLUMNS), dtype=dtype)
-            shifted[:, :width] = values
-            values = shifted
+            values = torch.ones(n_vocab, width + SHIFT_COLUMNS, dtype=dtype, device=device)
+            linear.fill(values[:, :width])
+        elif weight is not None and weight.dtype == dtype:
+            values = weight.detach()
         else:
-            values = values.to(dtype)
-        return cls(weight_VD if trained else None, values, width, softcap, temperature)
+            values = torch.empty(n_vocab, width, dtype=dtype, device=device)
+            linear.fill(values)
+        return cls(weight if trained else None, values, width, softcap, temperature)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -224,7 +229,7 @@ class _Statistics(torch.autograd.Function):
         if grads_M[1] is not None or grads_M[2] is not None:
             kept_MV = None  # they need log p, which bf16 probabilities no longer give
         n_rows = len(hidden_MD)
-        step = n_rows if kept_MV is not None else request.block_rows()
+        step = max(1, n_rows) if kept_MV is not None else request.block_rows()
         grad_MD = torch.empty_like(hidden_MD)
         for start in range(0, n_rows, step):
             block = slice(start, min(start + step, n_rows))

@@ -176,7 +176,7 @@ class AdamW:
         return Stepped(0.0, self.settings.learning_rate * factor, False)
 
     def state(self) -> dict[str, Tensor]:
-        """Moments by "exp_avg/NAME", "exp_avg_sq/NAME", counts by "step/NAME"; empty before the first step."""
+        """By "exp_avg/NAME", "exp_avg_sq/NAME" and "step/NAME"; empty before the first step."""
         state = {}
         for name, parameter in self._parameters.items():
             for kind, value in self._torch.state.get(parameter, {}).items():

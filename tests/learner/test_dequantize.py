@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from etude.engine.weights import PACKED
 from etude.kernels import reference_quants
 from etude.learner.dequantize import QUICK_TYPES, VALUES_AT_ONCE, dequantize
 from etude.model.quants import GGMLType, block_size, row_bytes
@@ -27,6 +28,18 @@ def test_equal_bits(kind: GGMLType) -> None:
     finite = ~expected.isnan()
     assert torch.equal(found.isnan(), ~finite)
     assert torch.equal(found[finite].view(torch.int32), expected[finite].view(torch.int32))
+
+
+def test_into_a_part_of_a_wider_matrix() -> None:
+    raw = np.random.default_rng(0).integers(0, 100, (8, row_bytes(GGMLType.Q8_0, 64)), np.uint8)
+    wide = torch.zeros(8, 70)
+    dequantize(GGMLType.Q8_0, torch.from_numpy(raw), wide[:, :64])
+    assert torch.equal(wide[:, :64], specification(GGMLType.Q8_0, raw, 64))
+    assert not wide[:, 64:].any()
+
+
+def test_what_the_engine_multiplies_with_is_quick() -> None:
+    assert QUICK_TYPES == PACKED
 
 
 @pytest.mark.parametrize("kind", [GGMLType.Q4_K, GGMLType.Q8_0, GGMLType.F16])

@@ -8,8 +8,19 @@ from torch import Tensor
 
 from etude.learner import distribution
 from etude.learner.distribution import Head, Reference, statistics
+from etude.model.projections import Linear
 
 M, D, V = 13, 16, 50
+
+
+def head_of(weight_VD: Tensor, dtype: torch.dtype, **options: object) -> Head:
+    """A head whose matrix is this tensor itself, if it is trained."""
+    linear = Linear(None, (len(weight_VD), weight_VD.shape[1]))
+    linear.weight = torch.nn.Parameter(weight_VD.detach())
+    if weight_VD.requires_grad:
+        weight_VD.grad = torch.zeros_like(weight_VD)
+        linear.weight.grad = weight_VD.grad
+    return Head.of(linear, dtype, **options)  # type: ignore[arg-type]
 
 
 def plain(
@@ -48,9 +59,9 @@ def test_values_and_gradients(
     other = (torch.randn(M, D, dtype=f64), torch.randn(V, D, dtype=f64))
     targets, upstream = torch.randint(V, (M,)), torch.randn(3, M, dtype=f64)
     h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-    head = Head.of(w, f64, trained=True, softcap=softcap, temperature=temperature)
+    head = head_of(w, f64, trained=True, softcap=softcap, temperature=temperature)
     reference = Reference(
-        other[0], Head.of(other[1], f64, trained=False, softcap=softcap, temperature=temperature)
+        other[0], head_of(other[1], f64, trained=False, softcap=softcap, temperature=temperature)
     )
     everything = wanted == "all"
     found = statistics(h, targets, head, entropy=everything, reference=reference if everything else None)
@@ -76,7 +87,7 @@ def test_a_gradient_of_one_output_alone() -> None:
     h = torch.randn(M, D, requires_grad=True)
     weight, targets = torch.randn(V, D), torch.randint(V, (M,))
     statistics(
-        h, targets, Head.of(weight, torch.float32, trained=False), entropy=True
+        h, targets, head_of(weight, torch.float32, trained=False), entropy=True
     ).logprobs.sum().backward()
     he = h.detach().clone().requires_grad_()
     (he @ weight.T).log_softmax(-1).gather(1, targets[:, None]).sum().backward()
@@ -88,7 +99,7 @@ def test_gradients_of_the_matrix_add_up() -> None:
     torch.manual_seed(0)
     weight = torch.randn(V, D, requires_grad=True)
     hidden, targets = torch.randn(M, D), torch.randint(V, (M,))
-    head = Head.of(weight, torch.float32, trained=True)
+    head = head_of(weight, torch.float32, trained=True)
     statistics(hidden, targets, head).logprobs.sum().backward()
     assert weight.grad is not None
     once = weight.grad.clone()
@@ -106,7 +117,7 @@ def test_bf16_products_give_f32_logprobs() -> None:
     expected = logits.log_softmax(-1)
     targets = torch.multinomial(expected.exp(), 1)[:, 0]
     found = statistics(
-        hidden.float(), targets, Head.of(weight.float(), torch.bfloat16, trained=False), entropy=True
+        hidden.float(), targets, head_of(weight.float(), torch.bfloat16, trained=False), entropy=True
     )
     wanted = expected.gather(1, targets[:, None])[:, 0]
     rounded = (hidden @ weight.T).double().log_softmax(-1).gather(1, targets[:, None])[:, 0]
@@ -125,7 +136,7 @@ def test_bf16_gradients() -> None:
     h = torch.randn(M, D).bfloat16().float().requires_grad_()
     targets, upstream = torch.randint(V, (M,)), torch.randn(M)
     (
-        statistics(h, targets, Head.of(weight, torch.bfloat16, trained=True)).logprobs * upstream
+        statistics(h, targets, head_of(weight, torch.bfloat16, trained=True)).logprobs * upstream
     ).sum().backward()
     he, we = h.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
     ((he @ we.T).log_softmax(-1).gather(1, targets[:, None])[:, 0] * upstream).sum().backward()
@@ -138,7 +149,7 @@ def test_extreme_logits_stay_finite() -> None:
     weight = torch.tensor([[1.0], [-1.0], [0.0]])
     hidden = torch.tensor([[500.0], [-500.0]], requires_grad=True)
     for dtype in (torch.float32, torch.bfloat16):
-        head = Head.of(weight, dtype, trained=False, temperature=0.5)
+        head = head_of(weight, dtype, trained=False, temperature=0.5)
         found = statistics(hidden, torch.tensor([1, 1]), head, entropy=True)
         assert found.logprobs.tolist() == [-2000.0, 0.0]
         assert found.entropy is not None and found.entropy.tolist() == [0.0, 0.0]
