@@ -42,7 +42,7 @@ class Linear(nn.Module):
     """A matrix (N, K) with an optional bias and an optional adapter; `Projection` multiplies with it.
 
     A frozen base that is not held as a tensor (quantised blocks, say) is a subclass without a weight and with
-    its own `fill`; put it into the place of this one.
+    its own `fill` and `rows`; put it into the place of this one.
     """
 
     weight: nn.Parameter | None
@@ -62,6 +62,11 @@ class Linear(nn.Module):
         """Write the matrix, in out's dtype."""
         assert self.weight is not None
         out_NK.copy_(self.weight.detach())
+
+    def rows(self, ids_T: Tensor) -> Tensor:
+        """These rows of the matrix as precisely as it is held, without gradient; of an embedding, say."""
+        assert self.weight is not None
+        return self.weight.detach()[ids_T]
 
     def key(self) -> tuple[int, int] | None:
         """Another one whenever the matrix may have changed; None: nothing made of it is to be kept."""

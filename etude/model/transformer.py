@@ -257,11 +257,11 @@ class Transformer(nn.Module):
                 projection.forget()
 
     def _embedded(self, token_ids_T: Tensor, how: Arithmetic) -> Tensor:
+        [linear] = self._embedding.linears
+        if linear.weight is None:
+            return linear.rows(token_ids_T).to(self.stream_dtype).mul_(self.config.embedding_scale)
         values_VD = self._embedding.matrix(how.dtype, token_ids_T.device)
-        weight = self._embedding.linears[0].weight
-        if weight is None:
-            return values_VD[token_ids_T].to(self.stream_dtype).mul_(self.config.embedding_scale)
-        return embedding(token_ids_T, values_VD, self.config.embedding_scale, how.adds, weight)
+        return embedding(token_ids_T, values_VD, self.config.embedding_scale, how.adds, linear.weight)
 
     def _surroundings(self, layout: Layout) -> list[Surroundings]:
         """By layer; layers with the same rotations and window share them."""
