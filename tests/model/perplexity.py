@@ -1,8 +1,9 @@
 """Perplexity and distributions on the text of tests/data/ppl, cut as llama-perplexity -c 512 does it.
 
-    python -m tests.model.perplexity [smollm2 | gemma3] [--f32] [--windows N]
+    python -m tests.model.perplexity [smollm2 | gemma3] [--f32 | --against-f32] [--windows N]
 
-measures the whole text and prints a line for docs/kernels.md.
+measures the whole text, prints a line for docs/kernels.md, and fails if llama.cpp's perplexity is more than
+0.5 % away. --against-f32: with the KL of int8 activations to f32 arithmetic on every scored position.
 
 The ids of the text (BOS in front where the model wants one) are cut into windows of 512, each begins with BOS
 where the model wants one, and the tokens at positions 257 to 511 of a window are scored: 255 of them
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from etude.model.gguf import GGUFFile
 from etude.model.pull import resolve
 from etude.model.quants import GGMLType
 from etude.model.tokenizer import Tokenizer
-from tests.kernels.native_model import Run, Seq
+from tests.kernels.native_model import Run, Seq, mean_kl
 from tests.model.real_models import load
 
 DATA = Path(__file__).parents[1] / "data"
@@ -32,6 +34,7 @@ N_CTX = 512
 FIRST = N_CTX // 2
 """The position of the first row whose next token is scored."""
 STEPS_PER_NAT = 4096
+TOLERANCE = 0.005
 PULLED = {"smollm2": "smollm2-135m", "gemma3": "gemma3-270m"}
 
 
@@ -48,7 +51,7 @@ def windows_of(path: Path) -> NDArray[np.int32]:
 
 
 def peer(name: str) -> dict[str, Any]:
-    """llama.cpp's `ppl`, `ppl_after_window`, `n_windows` for one model."""
+    """llama.cpp's `ppl`, `ppl_after_window`, `n_windows` and transformers' `surprise_of_window`."""
     record: dict[str, Any] = json.loads((PEERS / "perplexity.json").read_text())
     return dict(record["models"][name])
 
@@ -100,34 +103,47 @@ def compare_with_peer(
     return float((logits_PV.argmax(-1) == top_ids_PK[:, 0]).mean()), float(kl.mean())
 
 
-def report(name: str, f32: bool, n_windows: int | None) -> str:
-    path = resolve(PULLED[name])
+def against_f32(scorer: Scorer, path: Path, windows: NDArray[np.int32]) -> str:
+    """Mean KL of f32 arithmetic to the scorer's over all scored positions of the windows."""
+    exact, kls, same = Scorer(load(path, GGMLType.F32), cache="f32"), [], []
+    for window in windows:
+        sure, rough = exact.logits(window), scorer.logits(window)
+        kls.append(mean_kl(sure, rough))
+        same.append((sure.argmax(-1) == rough.argmax(-1)).mean())
+    return f"to f32: KL {np.mean(kls):.2e}, same likeliest token {100 * np.mean(same):.2f} %"
+
+
+def measure(name: str, arguments: argparse.Namespace) -> bool:
+    """Print a model's line; whether it is near enough to llama.cpp."""
+    path, f32 = resolve(PULLED[name]), arguments.f32
     scorer = Scorer(load(path, GGMLType.F32 if f32 else None), cache="f32" if f32 else "f16")
-    windows, theirs = windows_of(path)[:n_windows], peer(name)
-    surprises = []
-    for done, window in enumerate(windows, 1):
-        surprises.append(scorer.surprise(window))
-        print(f"\r{done}/{len(windows)}", end="", flush=True)
-    ours, reference = perplexities(surprises)[-1], theirs["ppl_after_window"][len(windows) - 1]
+    windows, theirs = windows_of(path)[: arguments.windows], peer(name)
+    ours = perplexities([scorer.surprise(window) for window in windows])[-1]
+    reference = theirs["ppl_after_window"][len(windows) - 1]
     stored = zip(windows[:2], *peer_distributions(name)[1:], strict=True)
     agreements = [compare_with_peer(scorer.logits(ids), tops, logprobs) for ids, tops, logprobs in stored]
     same, kl = np.mean(agreements, axis=0)
-    return (
-        f"\r{name} {'f32' if f32 else 'int8'}: {len(windows)} windows, perplexity {ours:.4f}, "
-        f"llama.cpp {reference:.4f} ({100 * (ours / reference - 1):+.3f} %), "
-        f"same likeliest token {100 * same:.1f} %, KL {kl:.2e}"
+    print(
+        f"{name} {'f32' if f32 else 'int8'}: {len(windows)} windows, {windows.size} tokens, perplexity "
+        f"{ours:.4f}, llama.cpp {reference:.4f} ({100 * (ours / reference - 1):+.3f} %); in two windows "
+        f"the same likeliest token {100 * same:.1f} %, KL {kl:.2e}",
+        flush=True,
     )
+    if arguments.against_f32:
+        print(f"{name} {against_f32(scorer, path, windows)}", flush=True)
+    return bool(abs(ours / reference - 1) < TOLERANCE)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", choices=[*PULLED, []], help="models; both if none is named")
-    parser.add_argument("--f32", action="store_true", help="weights converted to f32, no int8 activations")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--f32", action="store_true", help="weights converted to f32, no int8 activations")
+    how.add_argument("--against-f32", action="store_true", help="compare int8 activations with that")
     parser.add_argument("--windows", type=int, help="only the first so many windows")
     arguments = parser.parse_args()
-    for name in arguments.names or PULLED:
-        print(report(name, arguments.f32, arguments.windows))
+    return 0 if all([measure(name, arguments) for name in arguments.names or PULLED]) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,5 @@
-"""llama.cpp's perplexity of both real models on one text, and its distributions in two windows of it.
+"""llama.cpp's perplexity of both real models on one text, its distributions in two windows of it, and what
+transformers' float32 says of the first eight.
 
 Why: perplexity within 0.5 % of llama.cpp's shows that nothing is wrong on real weights and real text; top-1
 agreement and KL on stored distributions show more sharply where something is.
@@ -10,9 +11,11 @@ drops one newline at the end of the file.
 
 The perplexity is llama.cpp's at its defaults. The distributions are made with flash attention off, as
 llama.cpp is more exact then: its flash attention adds in float16, which alone moves the perplexity of the two
-windows by 0.3 to 0.5 %.
+windows by 0.3 to 0.5 %. transformers, with the file's weights in float32, tells whose rounding a difference
+in a few windows is.
 
-perplexity.json: per model `ppl`, `ppl_after_window` (running), `n_windows`, `model_sha256`.
+perplexity.json: per model `ppl`, `ppl_after_window` (running), `n_windows`, `model_sha256`, and of
+transformers `surprise_of_window`: -sum of the logprobs of the scored tokens, nats.
 perplexity_MODEL.npz, for the first two windows: `ids_WT` int32 (2, 512); `top_ids_WPK` int32 (2, 255, 64),
 likeliest first; `top_steps_WPK` uint16: logprob = -steps / 4096, at most 3e-4 off (llama.cpp stores 16 bits
 itself).
@@ -27,12 +30,17 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
+import transformers
 
+from tests.peers.gguf_to_transformers import load_gguf
 from tests.peers.inputs import Inputs, file_sha256, llama_cpp_version, read_inputs
+from tests.peers.llama_server import llama_server
 
 TEXT = Path(__file__).parents[1] / "data" / "ppl" / "alice.txt"
 N_CTX = 512
 N_STORED_WINDOWS = 2
+N_EXACT_WINDOWS = 8
 N_TOP = 64
 STEPS_PER_NAT = 4096
 
@@ -98,15 +106,46 @@ def store_distributions(inputs: Inputs, name: str) -> None:
     )
 
 
+def windows_of(inputs: Inputs, model: Path, n_windows: int) -> np.ndarray:
+    """ids (W, 512) of the text's beginning, as llama-perplexity cuts them, BOS in front of the first only."""
+    text = TEXT.read_text(encoding="utf-8").removesuffix("\n")
+    with llama_server(inputs.program("llama-server"), model) as server:
+        body = {"content": text, "add_special": True, "parse_special": False}
+        ids = np.array(server.post("/tokenize", body)["tokens"], np.int64)
+    return ids[: n_windows * N_CTX].reshape(n_windows, N_CTX)
+
+
+def exact_surprises(inputs: Inputs, model: Path) -> list[float]:
+    """`surprise_of_window` by transformers in float32, with the weights of the file."""
+    ids_WT = windows_of(inputs, model, N_EXACT_WINDOWS)
+    network = load_gguf(model)
+    bos = network.config.bos_token_id
+    first, surprises = N_CTX // 2, []
+    for ids_T in torch.from_numpy(ids_WT):
+        ids_T = ids_T.clone()
+        if ids_WT[0, 0] == bos:
+            ids_T[0] = bos
+        with torch.no_grad():
+            logits_PV = network(ids_T[None], use_cache=False, logits_to_keep=N_CTX - first).logits[0, :-1]
+        logprobs_P = torch.log_softmax(logits_PV.double(), -1).gather(1, ids_T[first + 1 :, None])
+        surprises.append(round(-float(logprobs_P.sum()), 4))
+    return surprises
+
+
 def main() -> None:
     inputs = read_inputs(__doc__)
     results = {}
     for name, model in inputs.models.items():
         results[name] = measure(inputs, model)
+        results[name]["surprise_of_window"] = exact_surprises(inputs, model)
         store_distributions(inputs, name)
         print(name, results[name]["ppl"])
     record = {
-        "peers": {"llama.cpp": llama_cpp_version(inputs)},
+        "peers": {
+            "llama.cpp": llama_cpp_version(inputs),
+            "transformers": transformers.__version__,
+            "torch": torch.__version__.split("+")[0],
+        },
         "command": "llama-perplexity -m MODEL -f tests/data/ppl/alice.txt -c 512; "
         "for the distributions also -fa off "
         f"--chunks {N_STORED_WINDOWS} --kl-divergence-base FILE",
