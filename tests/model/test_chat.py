@@ -12,10 +12,10 @@ import pytest
 from etude.model.chat import ChatTemplate, ChatTemplateError, special_texts, template_sources
 from etude.model.gguf import GGUFFile
 from etude.records import Message
-from tests.model.packed_vocabularies import FOLDER
 
 HELLO = [Message("user", "Hello")]
-REFERENCES: dict[str, Any] = json.loads(gzip.decompress((FOLDER / "builtin_chats.json.gz").read_bytes()))
+PEERS = Path(__file__).parents[1] / "data" / "peers"
+REFERENCES: dict[str, Any] = json.loads(gzip.decompress((PEERS / "builtin_chats.json.gz").read_bytes()))
 
 
 def chat(*turns: tuple[str, str]) -> list[Message]:

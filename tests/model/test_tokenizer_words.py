@@ -7,6 +7,7 @@ import json
 import unicodedata
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,14 +19,15 @@ from etude.model.merging import merge
 from etude.model.pretokenizers import HUB_PATTERNS, PRETOKENIZERS, compile_pattern, supported_names
 from etude.model.tokenizer import Tokenizer
 from etude.model.unicode_classes import OTHER, STAND_INS, collapse, collapse_spaces, stand_in
-from tests.model.packed_vocabularies import FOLDER, unpack
+from tests.model.packed_vocabularies import unpack
 
+PEERS = Path(__file__).parents[1] / "data" / "peers"
 SPACES = "\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
 @cache
 def references() -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(gzip.decompress((FOLDER / "pretokenizers.json.gz").read_bytes()))
+    record: dict[str, Any] = json.loads(gzip.decompress((PEERS / "pretokenizers.json.gz").read_bytes()))
     return record
 
 

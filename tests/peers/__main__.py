@@ -17,29 +17,53 @@ from pathlib import Path
 from etude.model.pull import resolve
 from etude.records import EtudeError
 from tests.peers.comparison import compare_folders
-from tests.peers.environment import PeerMissing, llama_bin, peers_folder, peers_python
+from tests.peers.environment import LlamaCpp, PeerMissing, llama_cpp, peers_folder, peers_python
+from tests.peers.inputs import llama_cpp_version
 
 REPOSITORY = Path(__file__).parents[2]
 STORED = REPOSITORY / "tests" / "data" / "peers"
-MAKERS = ("families", "tokenizer", "perplexity", "logits")
+MAKERS = ("families", "tokenizer", "perplexity", "logits", "sampling", "reference")
+COMPILED = ("sampling", "reference")
+"""Makers with a program of their own and of this package, but without transformers: this Python runs them."""
 MODELS = {"smollm2": "smollm2-135m", "gemma3": "gemma3-270m"}
 FILES = {  # what each maker writes, below the folder of stored outputs
     "families": ("families",),
     "tokenizer": ("tokenizer_*.json.gz",),
     "perplexity": ("perplexity.json", "perplexity_*.npz"),
     "logits": ("logits.json", "logits_*.npz"),
+    "sampling": ("sampling.json.gz",),
+    "reference": ("pretokenizers.json.gz", "builtin_chats.json.gz"),
 }
 
 
-def make(maker: str, out: Path, python: Path, options: list[str]) -> None:
-    """Run one maker with the peers' Python; PeerMissing where it fails."""
-    module = "family" if maker == "families" else maker
-    command = [str(python), "-m", f"tests.peers.make_{module}_fixtures"]
-    command += ["--out", str(out / "families")] if maker == "families" else ["--out", str(out), *options]
+def command_of(maker: str, out: Path, python: Path, llama: LlamaCpp) -> list[str]:
+    """How to run one maker."""
+    module = f"tests.peers.make_{'family' if maker == 'families' else maker}_fixtures"
+    if maker == "families":
+        return [str(python), "-m", module, "--out", str(out / "families")]
+    if maker in COMPILED:
+        command = [sys.executable, "-m", module, "--out", str(out), "--llama-sources", str(llama.sources)]
+        version = llama_cpp_version(llama.programs)
+        return [*command, "--llama-build", str(llama.build), "--llama-version", version]
+    command = [str(python), "-m", module, "--out", str(out), "--llama-bin", str(llama.programs)]
+    for name, model in MODELS.items():
+        command += [f"--{name}", str(resolve(model, download=True))]
+    return command
+
+
+def make(maker: str, out: Path, python: Path, llama: LlamaCpp) -> None:
+    """Run one maker; PeerMissing where it fails."""
     print(f"peers: making {maker}", flush=True)
+    command = command_of(maker, out, python, llama)
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     if done.returncode != 0:
         raise PeerMissing(f"{maker}: the peer failed:\n{done.stderr[-3000:]}")
+
+
+def compare_whole_text() -> list[str]:
+    """Our perplexity of the whole text against the stored one of llama.cpp, which `make test` samples."""
+    command = [sys.executable, "-m", "tests.model.perplexity"]
+    return [] if subprocess.run(command, cwd=REPOSITORY).returncode == 0 else ["perplexity of the whole text"]
 
 
 def copy_outputs(source: Path, target: Path, makers: list[str]) -> None:
@@ -58,21 +82,18 @@ def check(makers: list[str], update: bool) -> list[str]:
     """Make the outputs of these makers and compare or replace the stored ones; the differences."""
     folder = peers_folder()
     python = peers_python(folder)
-    programs = llama_bin(folder, python)
-    options = ["--llama-bin", str(programs)]
-    for name, model in MODELS.items():
-        options += [f"--{name}", str(resolve(model, download=True))]
+    llama = llama_cpp(folder, python)
     with tempfile.TemporaryDirectory() as scratch:
         made, stored = Path(scratch) / "made", Path(scratch) / "stored"
         made.mkdir()
         stored.mkdir()
         for maker in makers:
-            make(maker, made, python, options)
+            make(maker, made, python, llama)
         if update:
             copy_outputs(made, STORED, makers)
             return []
         copy_outputs(STORED, stored, makers)
-        return compare_folders(stored, made)
+        return compare_folders(stored, made) + (compare_whole_text() if "perplexity" in makers else [])
 
 
 def main() -> int:
@@ -83,7 +104,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         if args.build:
-            print(llama_bin(peers_folder(), peers_python(peers_folder())))
+            print(llama_cpp(peers_folder(), peers_python(peers_folder())).programs)
             return 0
         problems = check(args.only or list(MAKERS), args.update)
     except (PeerMissing, EtudeError) as error:

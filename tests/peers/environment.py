@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from etude.model.pull import cache_folder
@@ -27,6 +28,15 @@ CMAKE_OPTIONS = (
     "-DLLAMA_BUILD_APP=OFF", "-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF", "-DLLAMA_OPENSSL=OFF",
     f"-DLLAMA_BUILD_NUMBER={LLAMA_CPP_BUILD}", "-DLLAMA_BUILD_COMMIT=pypi-sdist",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LlamaCpp:
+    """llama.cpp's folders: its `programs`, its `sources`, and its `build` with the static libraries."""
+
+    programs: Path
+    sources: Path
+    build: Path
 
 
 class PeerMissing(RuntimeError):
@@ -91,25 +101,20 @@ def llama_cpp_sources(folder: Path, python: Path) -> Path:
     return sources
 
 
-def llama_bin(folder: Path, python: Path) -> Path:
-    """The folder of llama.cpp's programs, built for this machine (half an hour on two cores)."""
-    programs = folder / "llama" / "bin"
-    if all((programs / name).exists() for name in PROGRAMS):
-        return programs
-    sources, build, log = (
-        llama_cpp_sources(folder, python),
-        folder / "llama_build",
-        folder / "llama_build.log",
-    )
-    print(f"peers: building llama.cpp in {build}", flush=True)
-    tools = python.parent
-    path = f"{tools}{os.pathsep}{os.environ['PATH']}"
-    configure = [str(tools / "cmake"), "-S", str(sources), "-B", str(build), "-G", "Ninja", *CMAKE_OPTIONS]
+def llama_cpp(folder: Path, python: Path) -> LlamaCpp:
+    """llama.cpp, built for this machine if it is not there (half an hour on two cores)."""
+    sources = llama_cpp_sources(folder, python)
+    found = LlamaCpp(folder / "llama" / "bin", sources, folder / "llama_build")
+    library = found.build / "src" / "libllama.a"
+    if library.exists() and all((found.programs / name).exists() for name in PROGRAMS):
+        return found
+    print(f"peers: building llama.cpp in {found.build}", flush=True)
+    log, cmake = folder / "llama_build.log", str(python.parent / "cmake")
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    configure = [cmake, "-S", str(sources), "-B", str(found.build), "-G", "Ninja", *CMAKE_OPTIONS]
     run_logged(configure, log, "llama.cpp", PATH=path)
-    run_logged(
-        [str(tools / "cmake"), "--build", str(build), "--target", *PROGRAMS], log, "llama.cpp", PATH=path
-    )
-    programs.mkdir(parents=True, exist_ok=True)
+    run_logged([cmake, "--build", str(found.build), "--target", *PROGRAMS], log, "llama.cpp", PATH=path)
+    found.programs.mkdir(parents=True, exist_ok=True)
     for name in PROGRAMS:
-        shutil.copy2(build / "bin" / name, programs / name)
-    return programs
+        shutil.copy2(found.build / "bin" / name, found.programs / name)
+    return found

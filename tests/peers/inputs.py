@@ -41,9 +41,9 @@ def read_inputs(doc: str) -> Inputs:
     return Inputs({name: getattr(args, name) for name in MODELS}, args.out, args.llama_bin)
 
 
-def llama_cpp_version(inputs: Inputs) -> str:
+def llama_cpp_version(programs: Path) -> str:
     """The `version:` line of a llama.cpp program, such as "0.6.0 (build 11434, commit …)"."""
-    command = [inputs.program("llama-perplexity"), "--version"]
+    command = [str(programs / "llama-perplexity"), "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = (done.stdout + done.stderr).splitlines()
     return next(line for line in lines if line.startswith("version:")).removeprefix("version:").strip()

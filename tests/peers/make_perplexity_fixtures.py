@@ -142,7 +142,7 @@ def main() -> None:
         print(name, results[name]["ppl"])
     record = {
         "peers": {
-            "llama.cpp": llama_cpp_version(inputs),
+            "llama.cpp": llama_cpp_version(inputs.llama_bin),
             "transformers": transformers.__version__,
             "torch": torch.__version__.split("+")[0],
         },

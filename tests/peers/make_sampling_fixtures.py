@@ -1,17 +1,14 @@
 """Distributions that llama.cpp's samplers leave of random logits, for random chains.
 
-Compiles tests/peers/llama_sampling.cpp against llama.cpp's static libraries, whose build folder lies
-beside the programs, and writes sampling.json.gz: `cases` (tests/kernels/sampling_cases.py) with, for
-each, `n_left` tokens of probability >= 1e-30 and the likeliest of them as `top`: [[id, probability], …].
+Runs tests/peers/llama_sampling.cpp and writes sampling.json.gz: `cases` (tests/kernels/sampling_cases.py)
+with, for each, `n_left` tokens of probability >= 1e-30 and the likeliest of them as `top`: [[id,
+probability], …].
 """
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
-import os
-import shutil
 import subprocess
 import tempfile
 from dataclasses import asdict
@@ -19,25 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.kernels.sampling_cases import Case, case_logits, random_case
+from tests.peers.llama_programs import compile_program, read_llama_inputs
 
-SOURCE = Path(__file__).parent / "llama_sampling.cpp"
 N_CASES = 540
 N_TOP = 60
 LEAST = 1e-30
 OFF = {"dynamic_range": 0.0, "dynamic_exponent": 1.0, "min_keep": 0, "mirostat_eta": 0.1}
-
-
-def build_program(sources: Path, build: Path, out: Path) -> Path:
-    """Compile the peer; CalledProcessError with the compiler's words if that fails."""
-    libraries = [
-        build / "src" / "libllama.a", build / "ggml" / "src" / "libggml.a",
-        build / "ggml" / "src" / "libggml-cpu.a", build / "ggml" / "src" / "libggml-base.a",
-    ]  # fmt: skip
-    compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
-    command = [compiler, "-std=c++17", "-O2", f"-I{sources / 'include'}", f"-I{sources / 'ggml' / 'include'}"]
-    command += [str(SOURCE), *map(str, libraries), "-fopenmp", "-lpthread", "-ldl", "-o", str(out)]
-    subprocess.run(command, check=True)
-    return out
 
 
 def step_words(name: str, s: dict[str, Any]) -> list[object]:
@@ -88,26 +72,21 @@ def read_left(line: str) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--llama-sources", type=Path, required=True, help="llama.cpp's source folder")
-    parser.add_argument("--llama-build", type=Path, required=True, help="its build folder, static libraries")
-    parser.add_argument("--llama-version", required=True, help="what `llama-cli --version` says")
-    parser.add_argument("--out", type=Path, required=True, help="folder that gets sampling.json.gz")
-    args = parser.parse_args()
+    inputs = read_llama_inputs(__doc__)
     cases = [random_case(seed) for seed in range(N_CASES)]
     with tempfile.TemporaryDirectory() as folder:
-        program = build_program(args.llama_sources, args.llama_build, Path(folder) / "llama_sampling")
+        program = compile_program(inputs, "llama_sampling.cpp", Path(folder) / "llama_sampling")
         text = "\n".join(case_text(case) for case in cases)
         done = subprocess.run([str(program)], input=text, capture_output=True, text=True, check=True)
     record = {
-        "peers": {"llama.cpp": args.llama_version},
+        "peers": {"llama.cpp": inputs.version},
         "command": "tests/peers/llama_sampling.cpp, linked with libllama.a, on the cases below",
         "cases": [
             asdict(case) | read_left(line) for case, line in zip(cases, done.stdout.splitlines(), strict=True)
         ],
     }
     data = json.dumps(record, separators=(",", ":")).encode()
-    (args.out / "sampling.json.gz").write_bytes(gzip.compress(data, mtime=0))
+    (inputs.out / "sampling.json.gz").write_bytes(gzip.compress(data, mtime=0))
     print("sampling", len(cases), len(data))
 
 

@@ -38,7 +38,7 @@ def main() -> None:
     for name, model in inputs.models.items():
         with llama_server(inputs.program("llama-server"), model) as server:
             record = {
-                "peers": {"llama.cpp": llama_cpp_version(inputs)},
+                "peers": {"llama.cpp": llama_cpp_version(inputs.llama_bin)},
                 "command": 'llama-server -m MODEL; POST /tokenize {"content": TEXT, "add_special": false, '
                 '"parse_special": false or true}',
                 "model_sha256": file_sha256(model),

@@ -2,9 +2,6 @@
 //
 //   ids VOCAB.gguf PRE        stdin: texts, each as "LENGTH\nBYTES\n"; stdout: a line of ids per text
 //   chat NAME 0|1             stdin: role, content, role, … as above; stdout: the prompt (1: for an answer)
-//
-// Build: g++ -std=c++17 -I llama.cpp/include -I llama.cpp/ggml/include llama_reference.cpp libllama.a libggml.a
-//        libggml-cpu.a libggml-base.a -fopenmp -lpthread -ldl -o llama_reference
 #include <cstdio>
 #include <cstring>
 #include <iostream>
