@@ -19,12 +19,14 @@ from etude.records import EtudeError
 from tests.peers.comparison import compare_folders
 from tests.peers.environment import LlamaCpp, PeerMissing, llama_cpp, peers_folder, peers_python
 from tests.peers.inputs import llama_cpp_version
+from tests.peers.training_environment import training_python
 
 REPOSITORY = Path(__file__).parents[2]
 STORED = REPOSITORY / "tests" / "data" / "peers"
-MAKERS = ("families", "tokenizer", "perplexity", "logits", "sampling", "reference")
+MAKERS = ("families", "tokenizer", "perplexity", "logits", "sampling", "reference", "verl", "trl")
 COMPILED = ("sampling", "reference")
 """Makers with a program of their own and of this package, but without transformers: this Python runs them."""
+TRAINING = ("verl", "trl")
 MODELS = {"smollm2": "smollm2-135m", "gemma3": "gemma3-270m"}
 FILES = {  # what each maker writes, below the folder of stored outputs
     "families": ("families",),
@@ -33,6 +35,8 @@ FILES = {  # what each maker writes, below the folder of stored outputs
     "logits": ("logits.json", "logits_*.npz"),
     "sampling": ("sampling.json.gz",),
     "reference": ("pretokenizers.json.gz", "builtin_chats.json.gz"),
+    "verl": ("training_verl.json.gz",),
+    "trl": ("training_trl.json.gz",),
 }
 
 
@@ -41,6 +45,8 @@ def command_of(maker: str, out: Path, python: Path, llama: LlamaCpp) -> list[str
     module = f"tests.peers.make_{'family' if maker == 'families' else maker}_fixtures"
     if maker == "families":
         return [str(python), "-m", module, "--out", str(out / "families")]
+    if maker in TRAINING:
+        return [str(training_python(peers_folder())), "-m", module, "--out", str(out)]
     if maker in COMPILED:
         command = [sys.executable, "-m", module, "--out", str(out), "--llama-sources", str(llama.sources)]
         version = llama_cpp_version(llama.programs)

@@ -15,6 +15,7 @@ import numpy as np
 
 LOGIT_TOLERANCE = 2e-4  # float32 sums in another order; twice what equality with us is allowed
 PPL_TOLERANCE = 2e-3  # relative: llama.cpp's kernels round activations alike, but add in other orders
+DOUBLE_TOLERANCE = 1e-7  # sums of doubles; verl's GDPO has float32 in it
 MIN_SAME_TOP1 = 0.98
 MAX_LOGPROB_SHIFT = 0.02  # nats, mean over the likeliest tokens of all positions
 
@@ -35,6 +36,9 @@ def compare_files(stored: Path, made: Path) -> list[str]:
         compare = compare_windows if stored.name.startswith("perplexity") else compare_arrays
         with np.load(stored) as a, np.load(made) as b:
             return compare(dict(a), dict(b))
+    if stored.name.startswith("training_"):
+        contents = [json.loads(gzip.decompress(path.read_bytes())) for path in (stored, made)]
+        return compare_json(*contents, tolerance=DOUBLE_TOLERANCE, near_zero=DOUBLE_TOLERANCE)
     if stored.suffix == ".json":
         return compare_json(json.loads(stored.read_text()), json.loads(made.read_text()))
     if stored.name.endswith(".json.gz"):
@@ -43,16 +47,22 @@ def compare_files(stored: Path, made: Path) -> list[str]:
     return [] if stored.read_bytes() == made.read_bytes() else ["its bytes differ"]
 
 
-def compare_json(stored: Any, made: Any, where: str = "") -> list[str]:
-    """Equal structure and values; floats within PPL_TOLERANCE, except differences, which only inform."""
+def compare_json(
+    stored: Any, made: Any, where: str = "", *, tolerance: float = PPL_TOLERANCE, near_zero: float = 0.0
+) -> list[str]:
+    """Equal structure and values; floats within a tolerance, except differences, which only inform."""
+    limits = {"tolerance": tolerance, "near_zero": near_zero}
     if isinstance(stored, dict) and isinstance(made, dict) and stored.keys() == made.keys():
         keys = [key for key in stored if key != "float32_max_difference"]
-        return [line for key in keys for line in compare_json(stored[key], made[key], f"{where}.{key}")]
+        return [
+            line for key in keys for line in compare_json(stored[key], made[key], f"{where}.{key}", **limits)
+        ]
     if isinstance(stored, list) and isinstance(made, list) and len(stored) == len(made):
         pairs = enumerate(zip(stored, made, strict=True))
-        return [line for i, (a, b) in pairs for line in compare_json(a, b, f"{where}[{i}]")][:5]
+        return [line for i, (a, b) in pairs for line in compare_json(a, b, f"{where}[{i}]", **limits)][:5]
     if isinstance(stored, float) and isinstance(made, float):
-        return [] if np.isclose(stored, made, rtol=PPL_TOLERANCE, atol=0) else [f"{where}: {stored} → {made}"]
+        close = np.isclose(stored, made, rtol=tolerance, atol=near_zero)
+        return [] if close else [f"{where}: {stored} → {made}"]
     return [] if stored == made else [f"{where}: {str(stored)[:80]} → {str(made)[:80]}"]
 
 
