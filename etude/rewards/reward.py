@@ -40,16 +40,18 @@ CONCURRENT = 64
 class Judge:
     """Any reward: `await judge.judge(problem, answers)` gives a Score for each answer.
 
-    per_group: it wants all answers of a problem at once; otherwise any number does.
+    per_group: it wants all answers of a problem at once; otherwise any number does. direct: the same without
+    an event loop, for rewards that keep limits of their own.
     """
 
     name: str
     judge: Callable[[Problem, Sequence[str]], Awaitable[list[Score]]]
     per_group: bool = False
+    direct: Callable[[Problem, str], Score] | None = None
 
     def __call__(self, problem: Problem, answer: str) -> Score:
         """Judge one answer, here and now."""
-        return self.group(problem, [answer])[0]
+        return self.direct(problem, answer) if self.direct else self.group(problem, [answer])[0]
 
     def group(self, problem: Problem, answers: Sequence[str]) -> list[Score]:
         """Judge the answers of one problem, here and now."""
@@ -88,7 +90,16 @@ def judge_of(reward: AnyReward | Judge, name: str = "", *, timeout_s: float | No
     async def whole_group(problem: Problem, answers: Sequence[str]) -> list[Score]:
         return _scores(await called(problem, list(answers)), len(answers), name)
 
-    return Judge(name, whole_group if per_group else one_by_one, per_group)
+    def direct(problem: Problem, answer: str) -> Score:
+        try:
+            return score_of(reward(problem, answer), name)
+        except EtudeError:
+            raise
+        except Exception as error:  # as in attempt
+            return Score(0.0, failure=f"{name}: {type(error).__name__}: {error}")
+
+    is_direct = timeout_s is None and not per_group and not is_async
+    return Judge(name, whole_group if per_group else one_by_one, per_group, direct if is_direct else None)
 
 
 def takes_group(reward: Any, name: str) -> bool:
@@ -153,7 +164,12 @@ def combine(rewards: Mapping[str, AnyReward | Judge], weights: Mapping[str, floa
             _sum(dict(zip(judges, scores, strict=True)), factors) for scores in zip(*columns, strict=True)
         ]
 
-    return Judge("+".join(rewards), together, any(judge.per_group for judge in judges.values()))
+    def direct(problem: Problem, answer: str) -> Score:
+        return _sum({name: judge(problem, answer) for name, judge in judges.items()}, factors)
+
+    is_direct = all(judge.direct for judge in judges.values())
+    per_group = any(judge.per_group for judge in judges.values())
+    return Judge("+".join(rewards), together, per_group, direct if is_direct else None)
 
 
 def score_all(
