@@ -350,7 +350,7 @@ BENCH = Group(
         Flag(("-o", "--output"), "output", "what to print: md, csv, json or jsonl",
              choice("md", "csv", "json", "jsonl"), "FORMAT", "md"),
         Flag(("--json",), "json",
-             "write the JSON there too ('-': to the standard output instead of the table)", filled, "FILE"),
+             "write the JSON there too ('-': to the standard output instead of the table)", filled, "FILE|-"),
         Flag(("--progress",), "progress", "say on the error output what runs", default=False),
     ),
 )  # fmt: skip

@@ -200,6 +200,8 @@ def _penalties(options: Options) -> Penalties | None:
             "no effect without --repeat-penalty, --presence-penalty or --frequency-penalty",
         )
         return None
+    if options["repeat_last_n"] == 0:
+        raise options.error("repeat_last_n", "0 would switch the penalties off; leave them out")
     return Penalties(*strengths, last_n=options["repeat_last_n"])
 
 
@@ -207,6 +209,8 @@ def _dry(options: Options) -> Dry | None:
     if options["dry_multiplier"] == 0:
         options.refuse_without_effect(_FLAGS_OF["dry"][1:], "no effect without --dry-multiplier above 0")
         return None
+    if options["dry_penalty_last_n"] == 0:
+        raise options.error("dry_penalty_last_n", "0 would switch DRY off; leave it out")
     breakers = options["dry_sequence_breaker"]
     texts = {} if not breakers else {"sequence_breakers": () if breakers[-1] == "none" else breakers}
     return Dry(
