@@ -19,6 +19,8 @@ from etude.terminal.options import HELP_FLAGS, HelpWanted, UsageError, nearest, 
 from etude.terminal.verbs import VERBS
 
 MODULES = {name: f"etude.terminal.{name}" for name in VERBS}
+OWN_COMMAND_LINES = ("merge", "pull")
+"""Verbs that take names and hardly a flag: their modules' `main` reads the words after the verb."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +55,7 @@ def dispatch(arguments: list[str], environ: Mapping[str, str]) -> int:
     if word not in VERBS:
         what = "flag" if word.startswith("-") else "verb"
         raise UsageError(f"{word}: no such {what}{nearest(word.lstrip('-'), list(VERBS))}")
-    if word == "pull":  # it reads its own command line: a name and nothing else
+    if word in OWN_COMMAND_LINES:
         status: int = importlib.import_module(MODULES[word]).main(rest)
         return status
     verb = VERBS[word]

@@ -62,7 +62,7 @@ def plan_attention(layout: Layout, window: int, softcap: float, dtype: torch.dty
 
 class _Attention(Function):
     @staticmethod
-    def forward(  # type: ignore[override]  # torch declares *args
+    def forward(
         ctx: Any, q_GTRE: Tensor, k_GTE: Tensor, v_GTE: Tensor, plan: AttentionPlan, dtype: torch.dtype
     ) -> Tensor:
         heads, n_tokens, share, e = q_GTRE.shape
@@ -81,7 +81,7 @@ class _Attention(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_TN: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g_TN: Tensor) -> tuple[Any, ...]:
         q_GTRE, k_GTE, v_GTE, *kept = ctx.saved_tensors
         heads, n_tokens, share, e = q_GTRE.shape
         g_GTRE = g_TN.view(n_tokens, heads, share, e).transpose(0, 1)
@@ -110,7 +110,7 @@ def attention(
     q_GTRE: Tensor, k_GTE: Tensor, v_GTE: Tensor, plan: AttentionPlan, dtype: torch.dtype
 ) -> Tensor:
     """softmax(q k^T) v of every segment over its chain, (T, H * E) in `dtype`."""
-    out_TN: Tensor = _Attention.apply(q_GTRE, k_GTE, v_GTE, plan, dtype)
+    out_TN: Tensor = _Attention.apply(q_GTRE, k_GTE, v_GTE, plan, dtype)  # type: ignore[no-untyped-call]
     return out_TN
 
 

@@ -20,8 +20,13 @@ class _Logits(Function):
     """Forward in the stream's dtype with the weights as the compute dtype rounds them, backward in that."""
 
     @staticmethod
-    def forward(  # type: ignore[override]  # torch declares *args
-        ctx: Any, hidden_ND: Tensor, head: Projection, how: Arithmetic, softcap: float, weight_VD: Tensor
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        head: Projection,
+        how: Arithmetic,
+        softcap: float,
+        weight_VD: Tensor | None,
     ) -> Tensor:
         dtype = hidden_ND.dtype
         rounded_ND = hidden_ND.to(how.dtype)
@@ -34,7 +39,7 @@ class _Logits(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_NV: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g_NV: Tensor) -> tuple[Any, ...]:
         rounded_ND, logits_NV = ctx.saved_tensors
         if ctx.softcap:
             g_NV = g_NV * (1.0 - (logits_NV / ctx.softcap).square_())
@@ -48,15 +53,14 @@ class _Logits(Function):
         return dh_ND, None, None, None, None if gradients is None else gradients[0]
 
 
-def vocabulary_logits(
-    hidden_ND: Tensor, head: Projection, how: Arithmetic, softcap: float, weight_VD: Tensor
-) -> Tensor:
+def vocabulary_logits(hidden_ND: Tensor, head: Projection, how: Arithmetic, softcap: float) -> Tensor:
     """h W^T, then softcap * tanh(logits / softcap) unless it is 0; (N, V) in the stream's dtype.
 
     Logits of bf16 would be off by up to 0.4 %, some hundredths of a nat: whatever the compute dtype, the
     sums here are the stream's.
     """
-    logits_NV: Tensor = _Logits.apply(hidden_ND, head, how, softcap, weight_VD)
+    weight_VD = head.linears[0].weight
+    logits_NV: Tensor = _Logits.apply(hidden_ND, head, how, softcap, weight_VD)  # type: ignore[no-untyped-call]
     return logits_NV
 
 

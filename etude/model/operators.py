@@ -29,13 +29,15 @@ def _normalised(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tu
     return (x * inv).mul_(weight).to(dtype), inv
 
 
-def _norm_gradients(g: Tensor, x: Tensor, weight: Tensor, inv: Tensor) -> tuple[Tensor, Tensor]:
+def _norm_gradients(
+    g: Tensor, x: Tensor, weight: Tensor, inv: Tensor, trains_weight: bool
+) -> tuple[Tensor, Tensor | None]:
     """(dx, dweight) of y = x inv weight:
 
     dx = inv (g w) - x inv^3 mean(g w x), dw = sum over rows of g x inv.
     """
     gx = g * x
-    d_weight = (gx * inv).reshape(-1, x.shape[-1]).sum(0)
+    d_weight = (gx * inv).reshape(-1, x.shape[-1]).sum(0) if trains_weight else None
     dot = gx.mul_(weight).sum(-1, keepdim=True)
     dx = g * weight
     dx.mul_(inv).addcmul_(x, dot.mul_(inv).mul_(inv).mul_(inv).div_(-x.shape[-1]))
@@ -44,7 +46,7 @@ def _norm_gradients(g: Tensor, x: Tensor, weight: Tensor, inv: Tensor) -> tuple[
 
 class _RMSNorm(Function):
     @staticmethod
-    def forward(  # type: ignore[override]  # torch declares *args
+    def forward(
         ctx: Any, x_TK: Tensor, weight_K: Tensor, offset: float, eps: float, dtype: torch.dtype
     ) -> Tensor:
         multiplier_K = weight_K + offset if offset else weight_K
@@ -54,16 +56,17 @@ class _RMSNorm(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_TK: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g_TK: Tensor) -> tuple[Tensor | None, ...]:
         x_TK, multiplier_K, inv_T1 = ctx.saved_tensors
         dtype = multiplier_K.dtype
-        dx_TK, dw_K = _norm_gradients(g_TK.to(dtype), x_TK.to(dtype), multiplier_K, inv_T1)
-        return dx_TK.to(x_TK.dtype), dw_K if ctx.needs_input_grad[1] else None, None, None, None
+        trains = ctx.needs_input_grad[1]
+        dx_TK, dw_K = _norm_gradients(g_TK.to(dtype), x_TK.to(dtype), multiplier_K, inv_T1, trains)
+        return dx_TK.to(x_TK.dtype), dw_K, None, None, None
 
 
 def rms_norm(x_TK: Tensor, weight_K: Tensor, offset: float, eps: float, dtype: torch.dtype) -> Tensor:
     """y = x / sqrt(mean(x^2) + eps) * (offset + weight), in `dtype`; arXiv:1910.07467."""
-    y_TK: Tensor = _RMSNorm.apply(x_TK, weight_K, offset, eps, dtype)
+    y_TK: Tensor = _RMSNorm.apply(x_TK, weight_K, offset, eps, dtype)  # type: ignore[no-untyped-call]
     return y_TK
 
 
@@ -90,7 +93,7 @@ class _Product(Function):
     """Parameters come in fours: weight, bias, A (r, K), B (n, r) of each map; None where there is none."""
 
     @staticmethod
-    def forward(ctx: Any, x_TK: Tensor, operand: Operand, *parameters: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x_TK: Tensor, operand: Operand, *parameters: Tensor | None) -> Tensor:
         y_TN = F.linear(x_TK, operand.read(), operand.bias_N)
         pairs = _low_rank_pairs(operand, parameters, x_TK.dtype)
         inner = []
@@ -106,7 +109,7 @@ class _Product(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_TN: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g_TN: Tensor) -> tuple[Any, ...]:
         x_TK, *inner = ctx.saved_tensors
         operand, parameters = ctx.operand, ctx.parameters
         g_TN = g_TN.to(ctx.dtype)
@@ -158,6 +161,7 @@ def _matrix_gradients(ctx: Any, g_TN: Tensor, x_TK: Tensor | None) -> list[Tenso
     for index, n in enumerate(operand.rows):
         g_Tn = g_TN[:, first : first + n]
         if needed[4 * index] and not all(needed[::4]):
+            assert x_TK is not None
             gradients[4 * index] = _added(parameters[4 * index], g_Tn.T @ x_TK, operand.adds)
         if needed[4 * index + 1]:
             d_bias = g_Tn.sum(0, dtype=parameters[4 * index + 1].dtype)
@@ -178,7 +182,7 @@ def add_product(
         whole.addmm_(g_TN.T, x_TK)
         return None
     product_NK = g_TN.T @ x_TK
-    parts = list(product_NK.split([len(parameter) for parameter in parameters]))
+    parts = torch.split(product_NK, [len(parameter) for parameter in parameters])
     gradients = [_added(p, part, adds) for p, part in zip(parameters, parts, strict=True)]
     return (
         None if any(gradient is None for gradient in gradients) else [g for g in gradients if g is not None]
@@ -212,7 +216,7 @@ def stacked(matrices: Sequence[Tensor]) -> Tensor | None:
 
 def product(x_TK: Tensor, operand: Operand, parameters: Sequence[Tensor | None]) -> Tensor:
     """y = x W^T + b (+ scale * (x A^T) B^T), (T, N) in the dtype of x."""
-    y_TN: Tensor = _Product.apply(x_TK, operand, *parameters)
+    y_TN: Tensor = _Product.apply(x_TK, operand, *parameters)  # type: ignore[no-untyped-call]
     return y_TN
 
 
@@ -221,16 +225,16 @@ def product(x_TK: Tensor, operand: Operand, parameters: Sequence[Tensor | None])
 
 class _Embedding(Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, ids_T: Tensor, values_VD: Tensor, scale: float, adds: bool, weight_VD: Tensor
+    def forward(
+        ctx: Any, ids_T: Tensor, weight_VD: Tensor, scale: float, dtype: torch.dtype, adds: bool
     ) -> Tensor:
         ctx.scale, ctx.adds, ctx.weight = scale, adds, weight_VD
         ctx.save_for_backward(ids_T)
-        return F.embedding(ids_T, values_VD).to(weight_VD.dtype).mul_(scale)
+        return F.embedding(ids_T, weight_VD).to(dtype).to(weight_VD.dtype).mul_(scale)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_TD: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g_TD: Tensor) -> tuple[Any, ...]:
         (ids_T,) = ctx.saved_tensors
         weight = ctx.weight
         if ctx.scale != 1.0:
@@ -238,12 +242,12 @@ class _Embedding(Function):
         if ctx.adds and weight.grad is not None:
             weight.grad.index_add_(0, ids_T, g_TD)
             return None, None, None, None, None
-        return None, None, None, None, torch.zeros_like(weight).index_add_(0, ids_T, g_TD)
+        return None, torch.zeros_like(weight).index_add_(0, ids_T, g_TD), None, None, None
 
 
-def embedding(ids_T: Tensor, values_VD: Tensor, scale: float, adds: bool, weight_VD: Tensor) -> Tensor:
-    """scale * values[ids], in the dtype of the weight. values: the weight rounded to the compute dtype."""
-    x_TD: Tensor = _Embedding.apply(ids_T, values_VD, scale, adds, weight_VD)
+def embedding(ids_T: Tensor, weight_VD: Tensor, scale: float, dtype: torch.dtype, adds: bool) -> Tensor:
+    """scale * weight[ids], rounded to `dtype` as the matrix of the logits is; in the weight's dtype."""
+    x_TD: Tensor = _Embedding.apply(ids_T, weight_VD, scale, dtype, adds)  # type: ignore[no-untyped-call]
     return x_TD
 
 
@@ -263,7 +267,7 @@ class HeadShape:
 
 class _Heads(Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         qkv_TN: Tensor,
         cos_TF: Tensor,
@@ -294,7 +298,7 @@ class _Heads(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gq_GTRE: Tensor, gk_GTE: Tensor, gv_GTE: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gq_GTRE: Tensor, gk_GTE: Tensor, gv_GTE: Tensor) -> tuple[Any, ...]:
         qkv_TN, cos_TF, sin_TF, q_weight_E, k_weight_E, q_inv, k_inv = ctx.saved_tensors
         shape: HeadShape = ctx.shape
         n_tokens, share, e = len(cos_TF), shape.n_heads // shape.n_kv_heads, shape.head_dim
@@ -309,8 +313,8 @@ class _Heads(Function):
         if not ctx.is_normed:
             return d_TN, None, None, None, None, None
         q, k, _ = _split(qkv_TN.to(d_TN.dtype), shape)
-        dq_new, dq_weight = _norm_gradients(dq, q, q_weight_E, q_inv)
-        dk_new, dk_weight = _norm_gradients(dk, k, k_weight_E, k_inv)
+        dq_new, dq_weight = _norm_gradients(dq, q, q_weight_E, q_inv, ctx.needs_input_grad[4])
+        dk_new, dk_weight = _norm_gradients(dk, k, k_weight_E, k_inv, ctx.needs_input_grad[5])
         dq.copy_(dq_new)
         dk.copy_(dk_new)
         return d_TN.to(ctx.dtype), None, None, None, dq_weight, dk_weight
@@ -319,7 +323,7 @@ class _Heads(Function):
 def _split(qkv_TN: Tensor, shape: HeadShape) -> tuple[Tensor, Tensor, Tensor]:
     """Views (T, H, E), (T, G, E), (T, G, E)."""
     all_heads = qkv_TN.view(len(qkv_TN), -1, shape.head_dim)
-    q, k, v = all_heads.split([shape.n_heads, shape.n_kv_heads, shape.n_kv_heads], 1)
+    q, k, v = torch.split(all_heads, [shape.n_heads, shape.n_kv_heads, shape.n_kv_heads], 1)
     return q, k, v
 
 
@@ -348,7 +352,7 @@ def heads_of(
 
     F = E / 2. The weights normalise q and k head by head before they are rotated.
     """
-    q, k, v = _Heads.apply(qkv_TN, cos_TF, sin_TF, shape, q_weight_E, k_weight_E)
+    q, k, v = _Heads.apply(qkv_TN, cos_TF, sin_TF, shape, q_weight_E, k_weight_E)  # type: ignore[no-untyped-call]
     return q, k, v
 
 
@@ -357,7 +361,7 @@ def heads_of(
 
 class _Gated(Function):
     @staticmethod
-    def forward(ctx: Any, gate_up_TN: Tensor, activation: str) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, gate_up_TN: Tensor, activation: str) -> Tensor:
         gate_TF, up_TF = gate_up_TN.chunk(2, -1)
         ctx.activation = activation
         ctx.save_for_backward(gate_up_TN)
@@ -365,7 +369,7 @@ class _Gated(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_TF: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g_TF: Tensor) -> tuple[Any, ...]:
         (gate_up_TN,) = ctx.saved_tensors
         gate_TF, up_TF = gate_up_TN.chunk(2, -1)
         forward, backward = ACTIVATIONS[ctx.activation]
@@ -397,5 +401,5 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tenso
 
 def gated(gate_up_TN: Tensor, activation: str) -> Tensor:
     """act(gate) * up of two matrices side by side, (T, N / 2)."""
-    a_TF: Tensor = _Gated.apply(gate_up_TN, activation)
+    a_TF: Tensor = _Gated.apply(gate_up_TN, activation)  # type: ignore[no-untyped-call]
     return a_TF

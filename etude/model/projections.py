@@ -78,7 +78,7 @@ def side_by_side(
 ) -> list[Linear]:
     """Linear maps of one input, not initialised, their matrices one behind the other in memory."""
     whole_NK = torch.empty(sum(rows), k, dtype=dtype, device=device)
-    parts = whole_NK.split(list(rows))
+    parts = torch.split(whole_NK, list(rows))
     biases = [
         torch.empty(n, dtype=dtype, device=device) if has else None
         for n, has in zip(rows, biased, strict=True)
@@ -118,7 +118,7 @@ class Projection:
             return made[1]
         rows = [linear.shape[0] for linear in linears]
         out_NK = torch.empty(sum(rows), linears[0].shape[1], dtype=dtype, device=device)
-        for linear, part in zip(linears, out_NK.split(rows), strict=True):
+        for linear, part in zip(linears, torch.split(out_NK, rows), strict=True):
             linear.fill(part)
         if None not in keys:
             self._made[dtype] = ((device, keys), out_NK)

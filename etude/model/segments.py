@@ -127,7 +127,7 @@ class Block:
         return sum(end - start for start, end in self.prefix)
 
     def hidden(self, window: int, device: torch.device) -> tuple[Tensor | None, Tensor]:
-        """Keys that the L queries do not see: of the prefix (L, S), None if all are seen; of their own (L, L).
+        """Keys that queries do not see: of the prefix (L, S), None if all are seen; of their piece (L, L).
 
         A query at position p sees positions p - window < s <= p, all s <= p for window 0.
         """

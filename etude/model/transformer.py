@@ -241,12 +241,13 @@ class Transformer(nn.Module):
                 x_TD = checkpointed(layer, x_TD, surroundings[layer.index], how, use_reentrant=False)
             else:
                 x_TD = layer(x_TD, surroundings[layer.index], how)
-        return self.final_norm(x_TD, self.stream_dtype)
+        hidden_TD: Tensor = self.final_norm(x_TD, self.stream_dtype)
+        return hidden_TD
 
     def logits(self, hidden_ND: Tensor, *, compute_dtype: torch.dtype | None = None) -> Tensor:
         """logits_NV of the chosen rows, softcap applied, in the stream's dtype."""
         how = Arithmetic(compute_dtype or self.stream_dtype, adapters=False, adds=self.adds_to_grad)
-        return vocabulary_logits(hidden_ND, self._head, how, self.config.logit_softcap, self.head_weight)
+        return vocabulary_logits(hidden_ND, self._head, how, self.config.logit_softcap)
 
     def forget_copies(self) -> None:
         """Give the memory of weights in the compute dtype back, until they are next needed."""
@@ -257,11 +258,10 @@ class Transformer(nn.Module):
                 projection.forget()
 
     def _embedded(self, token_ids_T: Tensor, how: Arithmetic) -> Tensor:
-        [linear] = self._embedding.linears
-        if linear.weight is None:
-            return linear.rows(token_ids_T).to(self.stream_dtype).mul_(self.config.embedding_scale)
-        values_VD = self._embedding.matrix(how.dtype, token_ids_T.device)
-        return embedding(token_ids_T, values_VD, self.config.embedding_scale, how.adds, linear.weight)
+        scale, [linear] = self.config.embedding_scale, self._embedding.linears
+        if linear.weight is not None:
+            return embedding(token_ids_T, linear.weight, scale, how.dtype, how.adds)
+        return linear.rows(token_ids_T).to(self.stream_dtype).mul_(scale)
 
     def _surroundings(self, layout: Layout) -> list[Surroundings]:
         """By layer; layers with the same rotations and window share them."""

@@ -110,6 +110,9 @@ after the prompt is done, and never with it (except -pg).
 # pull reads its own command line (terminal/pull.py); here only its line in the overview
 PULL = Verb("pull", "fetch a model once, find it ever after", "etude pull [NAME]", ())
 
+# likewise (terminal/merge.py)
+MERGE = Verb("merge", "put a LoRA adapter into a model's weights", "etude merge BASE ADAPTER -o OUT", ())
+
 VERSION = Verb("version", "versions of this program and its parts", "etude version", ())
 
-VERBS = {verb.name: verb for verb in (CHAT, GENERATE, TOKENIZE, INFO, BENCH, PULL, VERSION)}
+VERBS = {verb.name: verb for verb in (CHAT, GENERATE, TOKENIZE, INFO, BENCH, PULL, MERGE, VERSION)}
