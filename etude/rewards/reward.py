@@ -66,22 +66,11 @@ def judge_of(reward: AnyReward | Judge, name: str = "", *, timeout_s: float | No
     per_group = takes_group(reward, name)
     is_async = any(inspect.iscoroutinefunction(call) for call in (reward, type(reward).__call__))
 
-    async def attempt(problem: Problem, given: Any) -> Any:
-        """The bare result, or a Score that says what was raised."""
-        waiting: Any = reward(problem, given) if is_async else _in_thread(reward, problem, given)
-        try:
-            return await waiting
-        except (asyncio.CancelledError, EtudeError):
-            raise
-        except BaseException as error:  # a stranger's function fails in any way, sys.exit() included
-            return Score(0.0, failure=f"{name}: {type(error).__name__}: {error}")
-
     async def called(problem: Problem, given: Any) -> Any:
-        """The same, within the time limit."""
-        try:
-            return await asyncio.wait_for(attempt(problem, given), timeout_s)
-        except TimeoutError:
-            return Score(0.0, failure=f"{name}: no score within {timeout_s:g} s")
+        """The bare result, or a Score that says why there is none."""
+        if is_async:
+            return await guarded(lambda: reward(problem, given), name, timeout_s)
+        return await within(lambda: reward(problem, given), name, timeout_s)
 
     async def one_by_one(problem: Problem, answers: Sequence[str]) -> list[Score]:
         results = await asyncio.gather(*(called(problem, answer) for answer in answers))
@@ -232,7 +221,29 @@ def _is_finite(value: Any) -> bool:
         return False
 
 
-async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+async def within(function: Callable[[], Any], name: str, timeout_s: float | None) -> Any:
+    """The result of a blocking function, or a Score whose failure says why there is none."""
+    return await guarded(lambda: _in_thread(function), name, timeout_s)
+
+
+async def guarded(start: Callable[[], Any], name: str, timeout_s: float | None) -> Any:
+    """The same for what `start()` gives to wait for."""
+
+    async def attempt() -> Any:
+        try:
+            return await start()
+        except (asyncio.CancelledError, EtudeError):
+            raise
+        except BaseException as error:  # a stranger's function fails in any way, sys.exit() included
+            return Score(0.0, failure=f"{name}: {type(error).__name__}: {error}")
+
+    try:
+        return await asyncio.wait_for(attempt(), timeout_s)
+    except TimeoutError:
+        return Score(0.0, failure=f"{name}: no score within {timeout_s:g} s")
+
+
+async def _in_thread(function: Callable[[], Any]) -> Any:
     """The result of a blocking function. A daemon thread each: one that hangs is left behind, and holds up
     neither the others nor the end of the program."""
     loop = asyncio.get_running_loop()
@@ -245,7 +256,7 @@ async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     def run() -> None:
         result, failed = None, None
         try:
-            result = function(*arguments)
+            result = function()
         except BaseException as error:
             failed = error
         try:
