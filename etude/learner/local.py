@@ -345,6 +345,7 @@ class LocalLearner:
         shapes = sorted((name, list(value.shape)) for name, value in self._trained.items())
         described = repr((sorted((k, str(v)) for k, v in config.native_arguments().items()), shapes))
         return {
+            "lora": None if self._lora is None else {**asdict(self._lora), "slots": list(self._lora.slots)},
             "model": {
                 "architecture": config.architecture,
                 "layers": config.n_layers,
@@ -353,7 +354,6 @@ class LocalLearner:
                 "digest": hashlib.sha256(described.encode()).hexdigest()[:16],
                 "base": self._base,
             },
-            "lora": None if self._lora is None else {**asdict(self._lora), "slots": list(self._lora.slots)},
             "optimizer": self._optimizer.settings.as_json(),
             "dtype": self.compute.dtype,
             "temperature": self.temperature,

@@ -167,6 +167,8 @@ class AdamW:
         for group, torch_group in zip(self._groups, self._torch.param_groups, strict=True):
             torch_group["lr"] = group.learning_rate * factor
         self._torch.step()
+        # the fused kernel does not count as a change in place, by which copies in bf16 know that they are old
+        torch.autograd.graph.increment_version(list(self._parameters.values()))
         return Stepped(norm, rate, False)
 
     def idle(self) -> Stepped:

@@ -59,6 +59,7 @@ def load_frozen(
     places = places_of(source, config)
     biases = frozenset(place.slot for place in places if place.slot in LAYER_BIASES)
     transformer = Transformer(config, device="meta", biases=biases)
+    found: set[str] = set()
     for weight in weights_of(source, config):
         name = hf_name(config.architecture, Place(weight.slot, weight.layer))
         if isinstance(weight, MatrixWeights):
@@ -68,8 +69,9 @@ def load_frozen(
             owner, _, last = name.rpartition(".")
             tensor = torch.from_numpy(np.array(values, np.float32)).to(device)
             setattr(transformer.get_submodule(owner), last, nn.Parameter(tensor, requires_grad=False))
+        found.add(name)
         source.release(weight.name)
-    _check_complete(transformer, str(source.path))
+    _check_complete(transformer, found, str(source.path))
     return transformer, source
 
 
@@ -79,8 +81,8 @@ def _put_matrix(
     if weight.type not in QUICK_TYPES:
         known = ", ".join(sorted(kind.name for kind in QUICK_TYPES))
         raise EtudeError(
-            f"tensor {weight.name} is {weight.type.name}; a frozen base can be {known}: quantise the model to "
-            "one of them, or load it dequantised"
+            f"tensor {weight.name} is {weight.type.name}; a frozen base can be {known}: quantise the model "
+            "to one of them, or load it dequantised"
         )
     rows = weight.data.reshape(weight.n, -1)
     rows = np.array(rows) if weight.row_order is None else rows[weight.row_order]
@@ -99,8 +101,7 @@ def _as_hf(values: NDArray[np.float32], slot: str, config: ModelConfig) -> NDArr
     return values - np.float32(offset) if offset else values
 
 
-def _check_complete(transformer: Transformer, path: str) -> None:
-    """Whatever is still without memory was in no file."""
-    for name, parameter in transformer.named_parameters():
-        if parameter.device.type == "meta":
+def _check_complete(transformer: Transformer, found: set[str], path: str) -> None:
+    for name, _ in transformer.named_parameters():
+        if name not in found:
             raise EtudeError(f"{path}: {name} is missing; some layers have it and some have not")

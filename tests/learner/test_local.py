@@ -190,9 +190,12 @@ def test_the_first_ratio_is_exactly_one(dtype: str, max_tokens: int, checkpoint:
         assert np.array_equal(before["logprobs"], during["logprobs"])
 
 
-def test_an_update_moves_the_logprobs_as_the_advantages_say() -> None:
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_an_update_moves_the_logprobs_as_the_advantages_say(dtype: str, lora: LoraSettings | None) -> None:
     samples = samples_of()
-    learner = learner_of(optimizer=AdamWSettings(learning_rate=1e-3))
+    learner = learner_of(optimizer=AdamWSettings(learning_rate=1e-2), dtype=dtype, lora=lora)
+    learner.update(samples, policy_loss, denominators=Denominators.of(samples))
     before = learner.update(samples, policy_loss, denominators=Denominators.of(samples))
     after = learner.update(samples, policy_loss, denominators=Denominators.of(samples))
     assert after["loss"] < before["loss"]

@@ -18,6 +18,7 @@ from tests.engine.tiny import open_tiny
 from tests.learner.tiny import STILL, learner_of, policy_loss, randomised, samples_of
 
 LORA = LoraSettings(rank=4, alpha=8)
+F32_CACHE = {"cache_type_k": "f32", "cache_type_v": "f32"}
 FAST = AdamWSettings(learning_rate=0.02)
 
 
@@ -54,13 +55,13 @@ def test_the_engine_computes_the_same(name: str) -> None:
     """Weights from the trainer's memory into an engine of the same base, unmerged."""
     learner = randomised(learner_of(name, STILL, lora=LORA))
     samples = [replace(s, mask=(True,) * len(s.mask)) for s in samples_of()]
-    with open_tiny(name) as engine:
+    with open_tiny(name, **F32_CACHE) as engine:
         adapter = learner.publish(engine, version=1)
         assert adapter == ADAPTER
         for sample, found in zip(samples, learner.score(samples), strict=True):
             ids = sample.prompt_ids + sample.completion_ids
             scored = engine.score(ids, adapter=adapter)[len(sample.prompt_ids) :]
-            np.testing.assert_allclose(found["logprobs"], scored, atol=2e-4)
+            np.testing.assert_allclose(found["logprobs"], scored, atol=1e-5)
             plain = engine.score(ids)[len(sample.prompt_ids) :]
             assert np.abs(found["logprobs"] - np.array(plain, np.float32)).max() > 1e-3
 
@@ -69,12 +70,12 @@ def test_full_weights_reach_the_engine() -> None:
     learner = learner_of(optimizer=AdamWSettings(learning_rate=0.01))
     samples = [replace(s, mask=(True,) * len(s.mask)) for s in samples_of()]
     learner.update(samples, policy_loss, denominators=Denominators.of(samples))
-    with open_tiny(weight_type="f32") as engine:
+    with open_tiny(weight_type="f32", **F32_CACHE) as engine:
         assert learner.publish(engine, version=7) is None
         assert engine.weights_version == 7
         for sample, found in zip(samples, learner.score(samples), strict=True):
             scored = engine.score(sample.prompt_ids + sample.completion_ids)[len(sample.prompt_ids) :]
-            np.testing.assert_allclose(found["logprobs"], scored, atol=2e-4)
+            np.testing.assert_allclose(found["logprobs"], scored, atol=1e-5)
 
 
 def test_chosen_matrices_and_scale() -> None:

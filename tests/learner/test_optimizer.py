@@ -127,6 +127,15 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
     assert (optimizer.n_skipped, optimizer.step_index) == (1, 2)
 
 
+def test_a_step_counts_as_a_change_in_place() -> None:
+    """Copies of the weights in bf16 are made again when the version of a weight changes."""
+    weight = parameter(1.0)
+    optimizer = AdamW({"w": weight}, AdamWSettings(learning_rate=0.1))
+    before = weight._version
+    optimizer.step()
+    assert weight._version > before
+
+
 def test_an_idle_step_moves_the_schedule_and_nothing_else() -> None:
     weight = parameter(1.0)
     optimizer = AdamW(
