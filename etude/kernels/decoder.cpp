@@ -63,7 +63,7 @@ void Decoder::check(const StepInput& in) const {
     const int count = in.first_token[s + 1] - in.first_token[s], pages = in.first_page[s + 1] - in.first_page[s];
     if (count < 1) refuse("sequence " + std::to_string(s) + " has no token");
     if (in.first_position[s] < 0 || (int64_t(in.first_position[s]) + count + cache_.page_tokens - 1) / cache_.page_tokens > pages)
-      refuse("sequence " + std::to_string(s) + " has " + std::to_string(pages) + " pages, too few for position " + std::to_string(in.first_position[s] + count - 1));
+      refuse("sequence " + std::to_string(s) + " has " + std::to_string(pages) + " pages, too few for position " + std::to_string(int64_t(in.first_position[s]) + count - 1));
     for (int i = in.first_page[s]; i < in.first_page[s + 1]; i++)
       if (in.pages[i] < 0 || in.pages[i] >= cache_.n_pages) refuse("page " + std::to_string(in.pages[i]) + ", allowed 0 to " + std::to_string(cache_.n_pages - 1));
   }

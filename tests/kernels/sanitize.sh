@@ -23,4 +23,4 @@ export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:detect_stack_use_after_return
 compiler=$(grep -m1 '^CMAKE_CXX_COMPILER:' "$build/CMakeCache.txt" | cut -d= -f2)
 # Python itself is not built with the sanitizer, so the sanitizer must be there before it.
 export LD_PRELOAD="$("$compiler" -print-file-name=libasan.so) $("$compiler" -print-file-name=libubsan.so) $("$compiler" -print-file-name=libstdc++.so.6)"
-exec "$python" -m pytest -q -x tests/kernels "$@"
+exec "$python" -m pytest -q -x --capture=no tests/kernels "$@"  # the process that has a finding ends at once
