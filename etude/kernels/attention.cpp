@@ -26,27 +26,41 @@ static inline F load_cached(const uint8_t* p, size_t i) {
 
 static const float lane_index[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
+// Loops over queries are unrolled by hand: else GCC 12 zeroes the accumulators with memset and keeps them in memory.
+
 // scores[t][32] = q_t . K for T queries; K (head_dim, page_tokens)
 template <CacheType C, int T>
 static void dot_keys(const AttentionShape& shape, const uint8_t* k_page, int key0, const AttentionRow* const* rows, float (*scores)[chunk]) {
-  F s[T][2];
-  for (int t = 0; t < T; t++) s[t][0] = s[t][1] = set1(0.0f);
+  const float* queries[T];  // apart from `rows`, which the compiler must expect every store to change
+  F low[T], high[T];
+#pragma GCC unroll 8
+  for (int t = 0; t < T; t++) {
+    queries[t] = rows[t]->q;
+    low[t] = high[t] = set1(0.0f);
+  }
   for (int d = 0; d < shape.head_dim; d++) {
     const size_t i = size_t(d) * shape.page_tokens + key0;
     const F k0 = load_cached<C>(k_page, i), k1 = load_cached<C>(k_page, i + 16);
+#pragma GCC unroll 8
     for (int t = 0; t < T; t++) {
-      const F q = set1(rows[t]->q[d]);
-      s[t][0] = fma(q, k0, s[t][0]);
-      s[t][1] = fma(q, k1, s[t][1]);
+      const F q = set1(queries[t][d]);
+      low[t] = fma(q, k0, low[t]);
+      high[t] = fma(q, k1, high[t]);
     }
   }
   if constexpr (C == CacheType::q8) {
     const float* scale = (const float*)(k_page + size_t(shape.head_dim) * shape.page_tokens) + key0;
-    for (int t = 0; t < T; t++)
-      for (int h = 0; h < 2; h++) s[t][h] = s[t][h] * load(scale + 16 * h);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++) {
+      low[t] = low[t] * load(scale);
+      high[t] = high[t] * load(scale + 16);
+    }
   }
-  for (int t = 0; t < T; t++)
-    for (int h = 0; h < 2; h++) store(scores[t] + 16 * h, s[t][h]);
+#pragma GCC unroll 8
+  for (int t = 0; t < T; t++) {
+    store(scores[t], low[t]);
+    store(scores[t] + 16, high[t]);
+  }
 }
 
 // Masks one query's 32 scores, folds them into its running softmax and leaves exp(score - peak) in `scores`.
@@ -80,19 +94,25 @@ static void fold(const AttentionShape& shape, int first_key, const AttentionRow&
 // out_t += p_t @ V for T queries, N vectors of 16 dimensions from `d0`; V (page_tokens, head_dim), its first `keys` tokens
 template <CacheType C, int T, int N>
 static void add_values(const uint8_t* v, size_t v_stride, int d0, int keys, const AttentionRow* const* rows, const float (*p)[chunk]) {
+  float* out[T];
   F acc[T][N];
-  for (int t = 0; t < T; t++)
-    for (int j = 0; j < N; j++) acc[t][j] = load(rows[t]->out + d0 + 16 * j);
+#pragma GCC unroll 8
+  for (int t = 0; t < T; t++) {
+    out[t] = rows[t]->out + d0;
+    for (int j = 0; j < N; j++) acc[t][j] = load(out[t] + 16 * j);
+  }
   for (int key = 0; key < keys; key++) {
     F value[N];
     for (int j = 0; j < N; j++) value[j] = load_cached<C>(v, size_t(key) * v_stride + d0 + 16 * j);
+#pragma GCC unroll 8
     for (int t = 0; t < T; t++) {
       const F weight = set1(p[t][key]);
       for (int j = 0; j < N; j++) acc[t][j] = fma(weight, value[j], acc[t][j]);
     }
   }
+#pragma GCC unroll 8
   for (int t = 0; t < T; t++)
-    for (int j = 0; j < N; j++) store(rows[t]->out + d0 + 16 * j, acc[t][j]);
+    for (int j = 0; j < N; j++) store(out[t] + 16 * j, acc[t][j]);
 }
 
 template <CacheType K, int T>

@@ -104,7 +104,7 @@ void multiply_once(const PackedMatrix& w, const float* x, int t, int threads, fl
   std::vector<float> padded(stride * t);
   Pool pool(threads);
   pool.run([&](int) {
-    for (int tile; (tile = pool.take(3)) < m.tiles;) kernels().matmul(m, buffer.view, 0, t, tile, std::min(tile + 3, m.tiles), padded.data(), stride);
+    for (int tile; (tile = pool.take(m.tiles, 3)) < m.tiles;) kernels().matmul(m, buffer.view, 0, t, tile, std::min(tile + 3, m.tiles), padded.data(), stride);
   });
   for (int i = 0; i < t; i++) std::copy(padded.begin() + i * stride, padded.begin() + i * stride + m.n, y + size_t(i) * m.n);
 }

@@ -8,6 +8,8 @@
 namespace etude {
 namespace {
 
+constexpr int short_step_tokens = 8;
+
 int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
 void grow(Memory& memory, size_t floats) {
@@ -46,7 +48,7 @@ void ActivationBuffer::reserve(int rows, int k) {
 }
 
 Decoder::Decoder(const Model& model, Cache& cache, Pool& pool)
-    : model_(model), shape_(model.shape), cache_(cache), pool_(pool), k_(kernels()), d_stride_(round_up(shape_.d_model, 32)),
+    : model_(model), shape_(model.shape), cache_(cache), pool_(pool), crowding_(pool.threads()), k_(kernels()), d_stride_(round_up(shape_.d_model, 32)),
       ff_stride_(round_up(shape_.d_ff, 32)), q_stride_(round_up(shape_.n_heads * shape_.head_dim, 32)),
       kv_stride_(round_up(shape_.n_kv_heads * shape_.head_dim, 32)), scratch_(pool.threads()), attention_rows_(pool.threads()) {
   model.check();
@@ -150,7 +152,7 @@ void Decoder::prepare(const StepInput& in) {
 }
 
 void Decoder::embed(const StepInput& in) {
-  for (int t; (t = pool_.take(1)) < tokens_;) {
+  for (int t; (t = pool_.take(tokens_, 1)) < tokens_;) {
     float* x = x_.as<float>() + size_t(t) * d_stride_;
     k_.decode_row(model_.token_embd.matrix, in.token_ids[t], x);
     if (shape_.embedding_scale != 1) k_.scale_row(x, shape_.embedding_scale, shape_.d_model);
@@ -174,23 +176,24 @@ unsigned Decoder::encodings(int layer, std::initializer_list<MatrixSlot> slots) 
 
 void Decoder::norm_and_encode(const float* weight, ActivationBuffer& to, unsigned flags) {
   std::vector<float> normed(d_stride_);
-  for (int t; (t = pool_.take(1)) < tokens_;) {
+  for (int t; (t = pool_.take(tokens_, 1)) < tokens_;) {
     k_.rms_norm(x_.as<float>() + size_t(t) * d_stride_, weight, shape_.d_model, shape_.norm_eps, normed.data());
     k_.encode(normed.data(), shape_.d_model, flags, to.view, t);
   }
   pool_.barrier();
 }
 
-// Tiles a thread takes at a time: enough pieces to balance the threads, large enough to amortise the counter.
+// Tiles a thread takes at a time: enough pieces to balance the threads, large enough to amortise the counter. One column
+// goes through four tiles at once, several through two.
 int Decoder::piece_of(int tiles) const {
-  const int fair = tiles / (pool_.threads() * 6) / 4 * 4;
-  return std::max(4, std::min(fair, 64));
+  const int unit = tokens_ == 1 ? 4 : 2, fair = tiles / (pool_.threads() * 8) / unit * unit;
+  return std::clamp(fair, unit, 32);
 }
 
 void Decoder::lora_down(int layer, const Product* products, int count, const Activations& x) {
   if (lora_.empty()) return;
   const int ranges = int(lora_.size()), tiles = lora_stride_ / 16;
-  for (int i; (i = pool_.take(1)) < count * ranges * tiles;) {
+  for (int i; (i = pool_.take(count * ranges * tiles, 1)) < count * ranges * tiles;) {
     const LoraRange& range = lora_[i / tiles % ranges];
     const int p = i / tiles / ranges, tile = i % tiles;
     const LowRank& pair = range.adapter->get(layer, products[p].slot);
@@ -228,7 +231,7 @@ void Decoder::multiply(int layer, const Product* products, int count, const Acti
   int total = 0;
   for (int i = 0; i < count; i++) total += products[i].w->tiles;
   const int piece = piece_of(total);
-  for (int begin; (begin = pool_.take(piece)) < total;) {
+  for (int begin; (begin = pool_.take(total, piece)) < total;) {
     int first = 0;
     for (int i = 0; i < count; i++) {
       const int a = std::max(begin - first, 0), b = std::min(begin + piece - first, products[i].w->tiles);
@@ -243,7 +246,7 @@ void Decoder::multiply(int layer, const Product* products, int count, const Acti
 void Decoder::add_to_residual(int layer, Product p, const Activations& x, const float* post_norm) {
   lora_down(layer, &p, 1, x);
   const int piece = piece_of(p.w->tiles);
-  for (int begin; (begin = pool_.take(piece)) < p.w->tiles;) {
+  for (int begin; (begin = pool_.take(p.w->tiles, piece)) < p.w->tiles;) {
     const int end = std::min(begin + piece, p.w->tiles);
     multiply_piece(layer, p, x, begin, end);
     const int column = begin * 16, width = std::min(end * 16, p.w->n) - column;
@@ -252,7 +255,7 @@ void Decoder::add_to_residual(int layer, Product p, const Activations& x, const 
   }
   pool_.barrier();
   if (!post_norm) return;
-  for (int t; (t = pool_.take(1)) < tokens_;) {
+  for (int t; (t = pool_.take(tokens_, 1)) < tokens_;) {
     float* y = p.y + size_t(t) * p.ldy;
     k_.rms_norm(y, post_norm, shape_.d_model, shape_.norm_eps, y);
     k_.add(x_.as<float>() + size_t(t) * d_stride_, y, shape_.d_model);
@@ -269,8 +272,8 @@ void Decoder::feed_forward(int layer) {
   const Product both[] = {gate, up};
   lora_down(layer, both, 2, x);
   const unsigned flags = encodings(layer, {MatrixSlot::ffn_down});
-  const int tiles = gate.w->tiles, piece = std::max(2, piece_of(tiles) / 2 / 2 * 2);
-  for (int begin; (begin = pool_.take(piece)) < tiles;) {
+  const int tiles = gate.w->tiles, piece = piece_of(tiles);
+  for (int begin; (begin = pool_.take(tiles, piece)) < tiles;) {
     const int end = std::min(begin + piece, tiles), column = begin * 16, width = std::min(end * 16, shape_.d_ff) - column;
     multiply_piece(layer, gate, x, begin, end);
     multiply_piece(layer, up, x, begin, end);
@@ -278,7 +281,7 @@ void Decoder::feed_forward(int layer) {
       k_.gate(gate.y + size_t(t) * ff_stride_ + column, up.y + size_t(t) * ff_stride_ + column, width, shape_.gelu_tanh);
   }
   pool_.barrier();
-  for (int t; (t = pool_.take(1)) < tokens_;) k_.encode(gate.y + size_t(t) * ff_stride_, shape_.d_ff, flags, act_ff_.view, t);
+  for (int t; (t = pool_.take(tokens_, 1)) < tokens_;) k_.encode(gate.y + size_t(t) * ff_stride_, shape_.d_ff, flags, act_ff_.view, t);
   pool_.barrier();
   const Product down{&l[MatrixSlot::ffn_down], projected_.as<float>(), size_t(d_stride_), nullptr, MatrixSlot::ffn_down};
   add_to_residual(layer, down, act_ff_.view, l[VectorSlot::post_ffw_norm]);
@@ -304,11 +307,13 @@ void Decoder::run_layer(int layer, int thread) {
 
 void Decoder::step(const StepInput& in, const StepResult& out) {
   prepare(in);
-  pool_.run([&](int thread) {
+  auto work = [&](int thread) {
     embed(in);
     for (int layer = 0; layer < shape_.n_layers; layer++) run_layer(layer, thread);
     output(in, out);
-  });
+  };
+  if (tokens_ > short_step_tokens) return pool_.run(work);  // long between barriers: the threads share what there is
+  crowding_.run([&](int threads) { pool_.run(work, threads); });
 }
 
 }  // namespace etude

@@ -115,6 +115,7 @@ class Decoder {
   const ModelShape& shape_;
   Cache& cache_;
   Pool& pool_;
+  Crowding crowding_;
   const Kernels& k_;
 
   int tokens_ = 0, d_stride_, ff_stride_, q_stride_, kv_stride_;

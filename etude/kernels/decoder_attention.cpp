@@ -100,7 +100,7 @@ void Decoder::rope_token(int layer, int t, std::vector<float>& head) {
 
 void Decoder::rope_and_store(int layer) {
   std::vector<float> head(shape_.head_stride());
-  for (int t; (t = pool_.take(1)) < tokens_;) rope_token(layer, t, head);
+  for (int t; (t = pool_.take(tokens_, 1)) < tokens_;) rope_token(layer, t, head);
   pool_.barrier();
 }
 
@@ -159,7 +159,7 @@ void Decoder::attend_piece(int layer, const Piece& piece, int thread) {
 }
 
 void Decoder::attention(int layer, int thread) {
-  for (int i; (i = pool_.take(1)) < int(pieces_.size());) attend_piece(layer, pieces_[i], thread);
+  for (int i; (i = pool_.take(int(pieces_.size()), 1)) < int(pieces_.size());) attend_piece(layer, pieces_[i], thread);
   pool_.barrier();
 }
 
@@ -167,7 +167,7 @@ void Decoder::gather_attention(const Layer& layer) {
   unsigned flags = encoding_for(layer[MatrixSlot::attn_output]) | (lora_.empty() ? 0u : unsigned(encode_f32));
   const int dim = shape_.head_dim, stride = shape_.head_stride(), width = shape_.n_heads * dim;
   std::vector<float> row(q_stride_);
-  for (int t; (t = pool_.take(1)) < tokens_;) {
+  for (int t; (t = pool_.take(tokens_, 1)) < tokens_;) {
     for (int h = 0; h < shape_.n_heads; h++) {
       const AttentionRow whole = state(0, t, h);
       for (int slot = 1; slot < state_slots_; slot++) merge(k_, whole, state(slot, t, h), stride);

@@ -50,7 +50,7 @@ void Decoder::norm_rows(const StepResult& out, const HeadRound& round) {
   const int rows = round.last - round.first, d = shape_.d_model;
   const unsigned encodings = encoding_for(model_.head()) | (adapts_head() ? unsigned(encode_f32) : 0);
   std::vector<float> normed(d_stride_);
-  for (int i; (i = pool_.take(1)) < rows;) {
+  for (int i; (i = pool_.take(rows, 1)) < rows;) {
     const int u = round.first + i;
     k_.rms_norm(x_.as<float>() + size_t(unique_[u]) * d_stride_, model_.output_norm.data(), d, shape_.norm_eps, normed.data());
     if (round.column[u + 1] > round.column[u]) k_.encode(normed.data(), d, encodings, act_head_.view, round.column_of(u));
@@ -73,7 +73,7 @@ std::pair<int, int> Decoder::columns_of(const LoraRange& range, const HeadRound&
 void Decoder::lora_down_head(const HeadRound& round) {
   if (!adapts_head()) return;
   const int ranges = int(lora_.size()), tiles = lora_stride_ / 16;
-  for (int i; (i = pool_.take(1)) < ranges * tiles;) {
+  for (int i; (i = pool_.take(ranges * tiles, 1)) < ranges * tiles;) {
     const LowRank& pair = lora_[i / tiles].adapter->head();
     const int tile = i % tiles;
     const auto [begin, end] = columns_of(lora_[i / tiles], round);
@@ -107,7 +107,7 @@ void Decoder::multiply_head(const HeadRound& round) {
   const Matrix& head = model_.head();
   float* logits = logits_.as<float>();
   const int piece = piece_of(head.tiles);
-  for (int begin; (begin = pool_.take(piece)) < head.tiles;) {
+  for (int begin; (begin = pool_.take(head.tiles, piece)) < head.tiles;) {
     const int end = std::min(begin + piece, head.tiles);
     k_.matmul(head, act_head_.view, 0, round.columns(), begin, end, logits, vocab_stride_);
     lora_up_head(round, begin, end);
@@ -126,7 +126,7 @@ void Decoder::output(const StepInput& in, const StepResult& out) {
     multiply_head(round);
     const int row_begin = int(std::lower_bound(row_of_.begin(), row_of_.end(), round.first) - row_of_.begin());
     const int row_end = int(std::lower_bound(row_of_.begin(), row_of_.end(), round.last) - row_of_.begin());
-    for (int r; (r = row_begin + pool_.take(1)) < row_end;)
+    for (int r; (r = row_begin + pool_.take(row_end - row_begin, 1)) < row_end;)
       sample_row(in, out, r, logits_.as<float>() + size_t(round.column_of(row_of_[r])) * vocab_stride_);
     pool_.barrier();
   }

@@ -4,7 +4,7 @@
 // y += scale_w[row] * (scale_x[t] * s) (+ minimum[row] * scaled_sum[t]). The sum over blocks runs in order of k in one
 // accumulator per output, whatever R, T and the caller's split: a row of a batch is bit-equal to the row alone.
 //
-// A second pass over the blocks that hold an outlier of a column adds their residuals (kernels.h).
+// A second pass over the blocks that hold an outlier of some column adds their residuals (kernels.h).
 //
 // scale_x * s costs one operation: the integer sum starts at int_bias, its bits are the float float_bias + s, and
 // fma(that, scale_x, -float_bias * scale_x) = round(scale_x * s), because scale_x has 22 bits and 1.5 * 2^23 needs two.
@@ -85,41 +85,83 @@ static inline W code_group(const uint8_t* codes, int g, Table table) {
   return nibbles;
 }
 
+// Copies of the pointers, which no store to an output can change.
+struct Inputs {
+  const int8_t* q;
+  const float *scale, *unbias, *scaled_sum;
+  const int32_t *bias8, *bias128, *sum16;
+  explicit Inputs(const Activations& x)
+      : q(x.q), scale(x.scale), unbias(x.unbias), scaled_sum(x.scaled_sum), bias8(x.bias8), bias128(x.bias128), sum16(x.sum16) {}
+};
+
 template <int N> struct Constant { static constexpr int value = N; };
 
-// Residual (T = 1): adds the second pass to what y holds. The halves of a block are not a loop with `#pragma GCC unroll`: two
-// such loops inside each other come out wrong from GCC 12 at -O1 and -O2 (its points-to analysis; found by portable_check.cpp).
-template <Codes C, Scales S, int R, int T, bool Residual>
-static void integer_tile(const Matrix& w, const Activations& x, int t0, int tile, float* y, size_t ldy, Prefetch next) {
+// What the integer sums of column i start at: without a minimum, less offset * sum of q.
+template <Scales S>
+static inline int32_t start_of(const Inputs& x, Codes codes, size_t i, int part) {
+  if constexpr (has_minimum(S)) return int_bias;
+  if constexpr (has_halves(S)) return int_bias + (codes == Codes::nibble ? -8 : -128) * x.sum16[2 * i + part];
+  return codes == Codes::nibble ? x.bias8[i] : x.bias128[i];
+}
+
+// acc + scale_w * (scale_x * s) + minimum * (scale_x * sum of q)
+template <Scales S>
+static inline F folded(const Inputs& x, size_t i, int part, I s, const RowScales& d, F acc) {
+  acc = fma(unbiased(s, set1(x.scale[i]), set1(x.unbias[i])), d.scale[part], acc);
+  if constexpr (!has_minimum(S)) return acc;
+  const F sum = has_halves(S) ? set1(x.scale[i]) * set1(float(x.sum16[2 * i + part])) : set1(x.scaled_sum[i]);
+  return fma(d.minimum[part], sum, acc);
+}
+
+template <Scales S>
+static inline RowScales scales_at(const Matrix& w, int tile, int block) {
+  return row_scales<S>(w.scale_data + tile * w.scale_stride + size_t(block) * scale_bytes(S),
+                       w.super_data + tile * w.super_stride + size_t(block / 8) * super_bytes(S));
+}
+
+// Scales of R tiles as floats, made once for all columns: [block][tile][scale, minimum of each part]
+template <Scales S>
+constexpr int vectors_of() { return (has_halves(S) ? 2 : 1) * (has_minimum(S) ? 2 : 1); }
+
+template <Scales S>
+static inline void keep_scales(const RowScales& d, float* to) {
+  for (int p = 0; p < (has_halves(S) ? 2 : 1); p++, to += 16) {
+    store(to, d.scale[p]);
+    if constexpr (has_minimum(S)) store(to += 16, d.minimum[p]);
+  }
+}
+
+template <Scales S>
+static inline RowScales kept_scales(const float* from) {
+  RowScales d{};
+  for (int p = 0; p < (has_halves(S) ? 2 : 1); p++, from += 16) {
+    d.scale[p] = load(from);
+    if constexpr (has_minimum(S)) d.minimum[p] = load(from += 16);
+  }
+  return d;
+}
+
+// The halves of a block are not a loop with `#pragma GCC unroll`: two such loops inside each other come out
+// wrong from GCC 12 at -O1 and -O2 (its points-to analysis; found by portable_check.cpp).
+template <Codes C, Scales S, int R, int T>
+static void integer_tile(const Matrix& w, const Activations& x, int t0, int tile, float* y, size_t ldy, Prefetch next, const float* kept) {
   constexpr int parts = has_halves(S) ? 2 : 1, groups = 8 / parts;
-  const int blocks = w.blocks;
+  const size_t blocks = w.blocks, first = size_t(t0) * blocks;
+  const Inputs in(x);
   const Table table = C == Codes::table ? load_table(w.table) : Table{};
-  const size_t row = size_t(t0) + (Residual ? x.residual_rows : 0), first = row * blocks;
-  const int32_t* bias = (w.codes == Codes::nibble ? x.bias8 : x.bias128) + first;  // not C: see unpacked()
-  const float *scale = x.scale + first, *unbias = x.unbias + first, *scaled_sum = x.scaled_sum + first;
-  const int32_t* sum16 = x.sum16 + 2 * first;
-  const int8_t* q = x.q + row * x.k_padded;
+  const int8_t* q = x.q + size_t(t0) * x.k_padded;
   F acc[R][T];
   for (int r = 0; r < R; r++)
-    for (int t = 0; t < T; t++) acc[r][t] = Residual ? load(y + size_t(t0 + t) * ldy + size_t(tile + r) * 16) : set1(0.0f);
-  const uint16_t* outliers = x.outliers + size_t(t0) * blocks;
-  for (int n = 0, end = Residual ? x.outlier_count[t0] : blocks; n < end; n++) {
-    const int b = Residual ? outliers[n] : n;
-    if (!Residual)
-      for (int l = 0; l < next.lines; l++, next.from += 64) __builtin_prefetch(next.from, 0, 2);
+    for (int t = 0; t < T; t++) acc[r][t] = set1(0.0f);
+  for (int b = 0; b < w.blocks; b++) {
+    for (int l = 0; l < next.lines; l++, next.from += 64) __builtin_prefetch(next.from, 0, 2);
     RowScales d[R];
-    for (int r = 0; r < R; r++)
-      d[r] = row_scales<S>(w.scale_data + (tile + r) * w.scale_stride + size_t(b) * scale_bytes(S),
-                           w.super_data + (tile + r) * w.super_stride + size_t(b / 8) * super_bytes(S));
+    for (int r = 0; r < R; r++) d[r] = kept ? kept_scales<S>(kept + (size_t(b) * R + r) * vectors_of<S>() * 16) : scales_at<S>(w, tile + r, b);
     auto add_part = [&](auto part) __attribute__((always_inline)) {
       constexpr int p = decltype(part)::value;
       I s[R][T];
-      for (int t = 0; t < T; t++) {
-        const int i = t * blocks + b;
-        const int32_t half_start = int_bias + (w.codes == Codes::nibble ? -8 : -128) * sum16[2 * i + p];
-        const int32_t start = has_minimum(S) ? int_bias : has_halves(S) ? half_start : bias[i];
-        for (int r = 0; r < R; r++) s[r][t] = set1_i(start);
-      }
+      for (int t = 0; t < T; t++)  // w.codes, not C: see unpacked()
+        for (int r = 0; r < R; r++) s[r][t] = set1_i(start_of<S>(in, w.codes, first + t * blocks + b, p));
 #pragma GCC unroll 8
       for (int g = p * groups; g < (p + 1) * groups; g++) {
         W codes[R];
@@ -129,22 +171,71 @@ static void integer_tile(const Matrix& w, const Activations& x, int t0, int tile
           for (int r = 0; r < R; r++) s[r][t] = dot4(s[r][t], codes[r], four);
         }
       }
-      for (int t = 0; t < T; t++) {
-        const int i = t * blocks + b;
-        const F dx = set1(scale[i]), minus = set1(unbias[i]);
-        F sum = set1(0.0f);
-        if constexpr (has_minimum(S)) sum = parts == 1 ? set1(scaled_sum[i]) : dx * set1(float(sum16[2 * i + p]));
-        for (int r = 0; r < R; r++) {
-          acc[r][t] = fma(unbiased(s[r][t], dx, minus), d[r].scale[p], acc[r][t]);
-          if constexpr (has_minimum(S)) acc[r][t] = fma(d[r].minimum[p], sum, acc[r][t]);
-        }
-      }
+      for (int t = 0; t < T; t++)
+        for (int r = 0; r < R; r++) acc[r][t] = folded<S>(in, first + t * blocks + b, p, s[r][t], d[r], acc[r][t]);
     };
     add_part(Constant<0>{});
     if constexpr (parts == 2) add_part(Constant<1>{});
   }
   for (int r = 0; r < R; r++)
     for (int t = 0; t < T; t++) store(y + size_t(t0 + t) * ldy + size_t(tile + r) * 16, acc[r][t]);
+}
+
+// Which of the columns [begin, end) have a residual in a block, block by block.
+struct Residuals {
+  static constexpr int most = 8192, most_blocks = 8192;  // of a column two thirds of its blocks, at most, are outliers
+  int begin = 0, end = 0;
+  int first[most_blocks + 1];
+  uint16_t column[most];  // - begin
+
+  // As many columns from `t` on as fit.
+  void collect(const Activations& x, int blocks, int t, int t_end) {
+    begin = end = t;
+    for (int b = 0; b <= blocks; b++) first[b] = 0;
+    int total = 0;
+    for (; end < t_end && end - t < 65536 && total + x.outlier_count[end] <= most; end++) {
+      total += x.outlier_count[end];
+      for (int i = 0; i < x.outlier_count[end]; i++) first[x.outliers[size_t(end) * blocks + i] + 1]++;
+    }
+    for (int b = 0; b < blocks; b++) first[b + 1] += first[b];
+    for (int c = begin; c < end; c++)
+      for (int i = 0; i < x.outlier_count[c]; i++) column[first[x.outliers[size_t(c) * blocks + i]]++] = uint16_t(c - begin);
+    for (int b = blocks; b > 0; b--) first[b] = first[b - 1];  // each had moved to its end
+    first[0] = 0;
+  }
+};
+
+// The second pass: the codes of a block are read once for all columns that have a residual in it. To one output the residuals
+// come in order of the blocks, whoever else has some.
+template <Codes C, Scales S>
+__attribute__((noinline)) static void add_residuals(const Matrix& w, const Activations& x, const Residuals& which, int tile, float* y, size_t ldy) {
+  constexpr int parts = has_halves(S) ? 2 : 1, groups = 8 / parts;
+  const Table table = C == Codes::table ? load_table(w.table) : Table{};
+  const Inputs in(x);
+  const size_t k = x.k_padded, blocks = w.blocks, residual = size_t(which.begin) + x.residual_rows;
+  const Codes offset = w.codes;
+  y += size_t(which.begin) * ldy + size_t(tile) * 16;
+  for (size_t b = 0; b < blocks; b++) {
+    if (which.first[b] == which.first[b + 1]) continue;
+    const RowScales d = scales_at<S>(w, tile, b);
+    W codes[8];
+    for (int g = 0; g < 8; g++) codes[g] = code_group<C>(w.code_data + tile * w.code_stride + size_t(b) * code_bytes(C), g, table);
+    for (int n = which.first[b]; n < which.first[b + 1]; n++) {
+      const size_t column = which.column[n], row = residual + column, i = row * blocks + b;
+      const int8_t* q = in.q + row * k + 32 * b;
+      F acc = load(y + column * ldy);
+      auto add_part = [&](auto part) __attribute__((always_inline)) {
+        constexpr int p = decltype(part)::value;
+        I s = set1_i(start_of<S>(in, offset, i, p));
+#pragma GCC unroll 8
+        for (int g = p * groups; g < (p + 1) * groups; g++) s = dot4(s, codes[g], broadcast4(q + 4 * g));
+        acc = folded<S>(in, i, p, s, d, acc);
+      };
+      add_part(Constant<0>{});
+      if constexpr (parts == 2) add_part(Constant<1>{});
+      store(y + column * ldy, acc);
+    }
+  }
 }
 
 // Codes::f32, f16: one input a step; bf16: a pair. Segments of inputs are summed apart and then added in order: one running sum
@@ -163,14 +254,15 @@ static void float_tile(const Matrix& w, const Activations& x, int t0, int tile, 
   for (int first = 0; first < inputs; first += segment_inputs) {
     F acc[R][T];
     for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
       for (int t = 0; t < T; t++) acc[r][t] = set1(0.0f);
     const int last = first + segment_inputs < inputs ? first + segment_inputs : inputs;
-#pragma GCC unroll 4
     for (int k = first; k < last; k += step) {
       const size_t at = size_t(k / step) * row_bytes;
       if constexpr (C == Codes::bf16) {
         P pair[R];
         for (int r = 0; r < R; r++) pair[r] = load_pairs((const uint16_t*)(rows[r] + at));
+#pragma GCC unroll 8
         for (int t = 0; t < T; t++) {
           const P in = broadcast_pair(xh + t * stride + k);
           for (int r = 0; r < R; r++) acc[r][t] = dot2(acc[r][t], pair[r], in);
@@ -178,6 +270,7 @@ static void float_tile(const Matrix& w, const Activations& x, int t0, int tile, 
       } else {
         F value[R];
         for (int r = 0; r < R; r++) value[r] = C == Codes::f32 ? load((const float*)(rows[r] + at)) : load_f16((const uint16_t*)(rows[r] + at));
+#pragma GCC unroll 8
         for (int t = 0; t < T; t++) {
           const F in = set1(xf[t * stride + k]);
           for (int r = 0; r < R; r++) acc[r][t] = fma(value[r], in, acc[r][t]);
@@ -185,6 +278,7 @@ static void float_tile(const Matrix& w, const Activations& x, int t0, int tile, 
       }
     }
     for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
       for (int t = 0; t < T; t++) {
         float* to = y + size_t(t0 + t) * ldy + size_t(tile + r) * 16;
         store(to, first ? load(to) + acc[r][t] : acc[r][t]);
@@ -193,25 +287,34 @@ static void float_tile(const Matrix& w, const Activations& x, int t0, int tile, 
 }
 
 template <Codes C, Scales S, int R, int T>
-static void tile(const Matrix& w, const Activations& x, int t0, int tile, float* y, size_t ldy, Prefetch next = {}) {
+static void tile(const Matrix& w, const Activations& x, int t0, int tile, float* y, size_t ldy, Prefetch next = {}, const float* kept = nullptr) {
   if constexpr (S == Scales::none)
     float_tile<C, R, T>(w, x, t0, tile, y, ldy);
   else
-    integer_tile<C, S, R, T, false>(w, x, t0, tile, y, ldy, next);
-  if constexpr (S != Scales::none)
-    for (int t = t0; t < t0 + T; t++)
-      if (x.outlier_count[t]) integer_tile<C, S, R, 1, true>(w, x, t, tile, y, ldy, {});
+    integer_tile<C, S, R, T>(w, x, t0, tile, y, ldy, next, kept);
 }
+
+// So many blocks of unpacked codes and scales fit a second-level cache.
+constexpr int cached_blocks = 288;
 
 // R tiles against all columns; the R tiles stay in the nearest cache while columns pass.
 template <Codes C, Scales S, int R>
 static void columns(const Matrix& w, const Activations& x, int t_begin, int t_end, int first_tile, float* y, size_t ldy) {
   int t = t_begin;
+  constexpr bool costly = super_bytes(S) > 0;  // two factors to multiply; one f16 is made a float as fast as a float is loaded
+  alignas(64) float scales[!costly ? 1 : cached_blocks * R * vectors_of<S>() * 16];
+  const float* kept = nullptr;
+  if constexpr (costly)
+    if (t_end - t_begin >= 2 * max_columns && w.blocks <= cached_blocks) {
+      for (int i = 0; i < w.blocks * R; i++) keep_scales<S>(scales_at<S>(w, first_tile + i % R, i / R), scales + size_t(i) * vectors_of<S>() * 16);
+      kept = scales;
+    }
   const int chunks = (t_end - t_begin) / max_columns, total = R * code_bytes(C) / 64;  // lines a block of the next R tiles
   Prefetch next;
-  if (first_tile + 2 * R <= w.tiles && chunks) next = {w.code_data + (first_tile + R) * w.code_stride, (total + chunks - 1) / chunks};
+  if (first_tile + 2 * R <= w.tiles && chunks)
+    next = {w.code_data + (first_tile + R) * w.code_stride, (total + chunks - 1) / chunks};
   for (int left = total; t + max_columns <= t_end; t += max_columns) {
-    tile<C, S, R, max_columns>(w, x, t, first_tile, y, ldy, next);
+    tile<C, S, R, max_columns>(w, x, t, first_tile, y, ldy, next, kept);
     next.from += size_t(next.lines) * 64 * w.blocks;
     left -= next.lines;
     if (left < next.lines) next.lines = left > 0 ? left : 0;
@@ -222,8 +325,11 @@ static void columns(const Matrix& w, const Activations& x, int t_begin, int t_en
   for (; t < t_end; t++) tile<C, S, R, 1>(w, x, t, first_tile, y, ldy);
 }
 
-// R tiles of a 4-bit matrix with their codes as bytes in `codes` (R * blocks * 512). Everything else, the offset of the codes
-// too, stays: the same integers, so the same bits.
+// So many columns pay for unpacking 4-bit codes once.
+constexpr int unpack_columns = 128;
+
+// R tiles of a 4-bit matrix with their codes as bytes in `codes` (R * blocks * 512). Everything else, the offset
+// of the codes too, stays: the same integers, so the same bits.
 template <Codes C, int R>
 static Matrix unpacked(const Matrix& w, int first_tile, uint8_t* codes) {
   Matrix m = w;
@@ -238,22 +344,32 @@ static Matrix unpacked(const Matrix& w, int first_tile, uint8_t* codes) {
   return m;
 }
 
-// So many columns pay for unpacking 4-bit codes once; so many inputs fit the nearest caches unpacked.
-constexpr int unpack_columns = 128, unpack_blocks = 192;
-
 template <Codes C, Scales S>
-static void run(const Matrix& w, const Activations& x, int t_begin, int t_end, int tile_begin, int tile_end, float* y, size_t ldy) {
+static void all_columns(const Matrix& w, const Activations& x, int t_begin, int t_end, int tile_begin, int tile_end, float* y, size_t ldy) {
   int i = tile_begin;
   if (t_end - t_begin == 1)
     for (; i + single_rows <= tile_end; i += single_rows) tile<C, S, single_rows, 1>(w, x, t_begin, i, y, ldy);
   if constexpr (C == Codes::nibble || C == Codes::table)
-    if (t_end - t_begin >= unpack_columns && w.blocks <= unpack_blocks) {
-      alignas(64) uint8_t codes[tile_rows * unpack_blocks * 512];
+    if (t_end - t_begin >= unpack_columns && w.blocks <= cached_blocks) {
+      alignas(64) uint8_t codes[tile_rows * cached_blocks * 512];
       for (; i + tile_rows <= tile_end; i += tile_rows)
         columns<Codes::byte, S, tile_rows>(unpacked<C, tile_rows>(w, i, codes), x, t_begin, t_end, i, y, ldy);
     }
   for (; i + tile_rows <= tile_end; i += tile_rows) columns<C, S, tile_rows>(w, x, t_begin, t_end, i, y, ldy);
   for (; i < tile_end; i++) columns<C, S, 1>(w, x, t_begin, t_end, i, y, ldy);
+}
+
+template <Codes C, Scales S>
+static void run(const Matrix& w, const Activations& x, int t_begin, int t_end, int tile_begin, int tile_end, float* y, size_t ldy) {
+  all_columns<C, S>(w, x, t_begin, t_end, tile_begin, tile_end, y, ldy);
+  if constexpr (S != Scales::none) {
+    Residuals which;
+    for (int t = t_begin; t < t_end; t = which.end) {
+      which.collect(x, w.blocks, t, t_end);
+      if (which.first[w.blocks])
+        for (int i = tile_begin; i < tile_end; i++) add_residuals<C, S>(w, x, which, i, y, ldy);
+    }
+  }
 }
 
 void matmul(const Matrix& w, const Activations& x, int t_begin, int t_end, int tile_begin, int tile_end, float* y, size_t ldy) {
