@@ -45,7 +45,8 @@ class Interval:
 @dataclass(frozen=True)
 class Evaluation:
     """What was found. accuracies, pass_at, cons_at: by name of the part ("strict" …; "score" where
-    the reward has no such parts) and by k. failures: samples without a verdict. by_problem: mean correctness."""
+    the reward has no such parts) and by k. failures: samples without a verdict. by_problem: mean
+    correctness."""
 
     n_problems: int
     n_samples: int

@@ -6,7 +6,7 @@ left (expressions, sets, intervals) goes to math-verify, which may think for eve
 judge is a `Score` with `failure`, not a wrong answer.
 
 What is refused although it is equal: arithmetic that was left undone, `2 + 3` for 5, which a model learns by
-repeating the question; and prose with the gold answer somewhere in it.
+repeating the question; `2 + 3 = 5` and prose, with the gold answer somewhere in them.
 """
 
 from __future__ import annotations
@@ -152,6 +152,8 @@ def decide(gold: str, given: str) -> tuple[bool, str] | None:
             return False, "words"
     if gold_quantity and _UNDONE.fullmatch(given_text) and _OPERATOR.search(given_text):
         return False, "undone arithmetic"
+    if gold_quantity and "=" in given_text:
+        return False, "equation"  # 2 + 3 = 5: the answer stands in it, and is not all of it
     return None
 
 

@@ -65,7 +65,7 @@ _STRIPPED = (
     (re.compile(r"\s+"), " "),
 )
 _DOLLARS = re.compile(r"\$\$(.+)\$\$|\$(.+)\$|\\\((.+)\\\)|\\\[(.+)\\\]", re.DOTALL)
-_VARIABLE = re.compile(r"^\\?[A-Za-z](?:_{?[A-Za-z0-9]+}?)?\s*=\s*(?=\S)")
+_VARIABLE = re.compile(r"^\\?[A-Za-z](?:_{?[A-Za-z0-9]+}?|[A-Za-z_{}()']{0,19})\s*=\s*(?=\S)")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import TextIO
 DIM, RED, BOLD, PLAIN = "\x1b[2m", "\x1b[31m", "\x1b[1m", "\x1b[0m"
 
 # A model can write any character. On a terminal, those that steer it are shown instead of obeyed.
-_VISIBLE = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
-_VISIBLE |= {0x7F: "\u2421"} | {code: "\ufffd" for code in range(0x80, 0xA0)}
+VISIBLE = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
+VISIBLE |= {0x7F: "\u2421"} | {code: "\ufffd" for code in range(0x80, 0xA0)}
 
 
 def wants_color(flag: bool | None, environ: Mapping[str, str], stream: TextIO) -> bool:
@@ -76,7 +76,7 @@ class Screen:
 
     @staticmethod
     def _harmless(text: str, stream: TextIO) -> str:
-        return text.translate(_VISIBLE) if stream.isatty() else text
+        return text.translate(VISIBLE) if stream.isatty() else text
 
     def _styled(self, text: str, style: str) -> str:
         return f"{style}{text}{PLAIN}" if self.color and text else text

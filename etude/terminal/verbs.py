@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from etude.terminal import flags, refused
+from etude.terminal.judging_verbs import EVAL, RUNS
 from etude.terminal.options import Group, Verb
 
 _MODEL_NOTE = """
@@ -115,4 +116,6 @@ MERGE = Verb("merge", "put a LoRA adapter into a model's weights", "etude merge 
 
 VERSION = Verb("version", "versions of this program and its parts", "etude version", ())
 
-VERBS = {verb.name: verb for verb in (CHAT, GENERATE, TOKENIZE, INFO, BENCH, PULL, MERGE, VERSION)}
+VERBS = {
+    verb.name: verb for verb in (CHAT, GENERATE, TOKENIZE, INFO, BENCH, EVAL, RUNS, PULL, MERGE, VERSION)
+}
