@@ -96,7 +96,7 @@ def last_number(text: str) -> str | None:
 def strict_answer(text: str, form: Form = "any", *, opened: bool = False) -> str | None:
     r"""The answer where it was asked for; None if it is not there. "any": the first form that is used at all.
 
-    Once a reply uses tags, its answer is in them or nowhere. A box inside tags is taken off.
+    Once a reply uses tags, its answer is in them or nowhere. A box or `####` inside tags is taken off.
 
     >>> strict_answer("<think>…</think><answer>\\boxed{4}</answer>"), strict_answer("<answer>4")
     ('4', None)
@@ -108,7 +108,7 @@ def strict_answer(text: str, form: Form = "any", *, opened: bool = False) -> str
         return None
     if form == "tag" or (form == "any" and (ANSWER_OPEN in body or ANSWER_CLOSE in body)):
         content = tagged(body)
-        return (boxed(content) or content or None) if content else None
+        return (boxed(content) or hashes(content) or content or None) if content else None
     if form == "boxed" or (form == "any" and re.search(r"\\(?:boxed|fbox)(?![A-Za-z])", body)):
         return boxed(body) or None
     if form == "hashes" or (form == "any" and "####" in body):

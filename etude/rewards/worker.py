@@ -47,7 +47,8 @@ class WorkerFailure(Exception):
 class WorkerPool:
     """Processes that call one function, `module:name`; any thread may use it.
 
-    cpu_limit_s: CPU time of one call; wall_limit_s: its time by the clock, should it wait instead of work.
+    cpu_limit_s: CPU time of one call; wall_limit_s: its time by the clock, should it wait instead of work
+    (the default allows for a machine that is thirty times as busy as it can bear).
     The module's `warm_up()` runs before the first call, outside the limits.
     """
 
@@ -56,7 +57,7 @@ class WorkerPool:
     ) -> None:
         self._target = target
         self._cpu_limit_s = cpu_limit_s
-        self._wall_limit_s = 10 * cpu_limit_s + 10 if wall_limit_s is None else wall_limit_s
+        self._wall_limit_s = 30 * cpu_limit_s + 30 if wall_limit_s is None else wall_limit_s
         self._free = threading.Semaphore(n_workers)
         self._idle: list[_Worker] = []
         self._close = weakref.finalize(self, _stop_all, self._idle)
