@@ -16,9 +16,10 @@ from collections.abc import Mapping, Sequence
 from etude.records import EtudeError
 from etude.terminal.help import overview, verb_help
 from etude.terminal.options import HELP_FLAGS, HelpWanted, UsageError, nearest, parse
-from etude.terminal.verbs import VERBS
+from etude.terminal.verbs import TRAININGS, VERBS
 
 MODULES = {name: f"etude.terminal.{name}" for name in VERBS}
+MODULES |= {verb.name: "etude.terminal.train" for verb in TRAININGS}
 OWN_COMMAND_LINES = ("merge", "pull")
 """Verbs that take names and hardly a flag: their modules' `main` reads the words after the verb."""
 
@@ -59,6 +60,9 @@ def dispatch(arguments: list[str], environ: Mapping[str, str]) -> int:
         status: int = importlib.import_module(MODULES[word]).main(rest)
         return status
     verb = VERBS[word]
+    if verb in TRAININGS:
+        status = importlib.import_module(MODULES[word]).main(verb, rest)
+        return status
     try:
         options = parse(verb, rest, environ)
     except HelpWanted:

@@ -51,7 +51,7 @@ WITH_TORCH = (
 )  # fmt: skip
 EXTRAS = {
     "gguf", "huggingface_hub", "modelscope_hub", "safetensors", "torch",
-    "math_verify", "reasoning_gym", "pyarrow", "datasets",
+    "math_verify", "reasoning_gym", "pyarrow", "datasets", "jsonargparse",
 }  # fmt: skip
 """Third-party packages of the optional extras: the only imports inside a function, except in cli.py."""
 

@@ -114,8 +114,13 @@ PULL = Verb("pull", "fetch a model once, find it ever after", "etude pull [NAME]
 # likewise (terminal/merge.py)
 MERGE = Verb("merge", "put a LoRA adapter into a model's weights", "etude merge BASE ADAPTER -o OUT", ())
 
+# trainings read a config file and dotted overrides (terminal/train.py, which has a row for each)
+GRPO = Verb("grpo", "teach a model by a reward: GRPO and its successors", "etude grpo [CONFIG.toml]", ())
+TRAININGS = (GRPO,)
+
 VERSION = Verb("version", "versions of this program and its parts", "etude version", ())
 
 VERBS = {
-    verb.name: verb for verb in (CHAT, GENERATE, TOKENIZE, INFO, BENCH, EVAL, RUNS, PULL, MERGE, VERSION)
+    verb.name: verb
+    for verb in (CHAT, GENERATE, TOKENIZE, INFO, BENCH, *TRAININGS, EVAL, RUNS, PULL, MERGE, VERSION)
 }
