@@ -5,7 +5,11 @@
     with Engine.load("smollm2-135m") as engine:
         [completions] = engine.generate(["Once upon a time"], n=8, max_tokens=64)
 
-`Engine` is imported when it is first used, so that `import etude` costs nothing.
+`Engine` is imported when it is first used, so that `import etude` costs nothing; so is training, `grpo`:
+
+    from etude import grpo
+
+    grpo("smollm2-135m", data="task:add", reward=lambda problem, answer: float(problem.answer in answer))
 """
 
 from __future__ import annotations
@@ -48,8 +52,11 @@ __all__ = [
 ]
 
 
+_LATER = {"Engine": "etude.engine.engine", "grpo": "etude.recipes.grpo"}
+
+
 def __getattr__(name: str) -> Any:
     """The names that are too costly to import before they are used."""
-    if name == "Engine":
-        return importlib.import_module("etude.engine.engine").Engine
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
     raise AttributeError(f"module 'etude' has no attribute {name!r}")

@@ -6,12 +6,18 @@ have in common: reading the config, resuming, the dry run, the live view, and st
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
-from etude.terminal.options import UsageError, Verb
-from etude.train.run import Job, Report
+from etude.recipes import grpo
+from etude.runlog import RunReader
+from etude.terminal.config import Configured, leaves, read_config
+from etude.terminal.live import Live
+from etude.terminal.options import HelpWanted, UsageError, Verb
+from etude.train.run import Job, Report, free_folder
 
 FLAGS: Mapping[str, bool] = {"resume": True, "dry-run": False}
 """Words of the verbs that are no settings → whether a value follows."""
@@ -19,18 +25,102 @@ FLAGS: Mapping[str, bool] = {"resume": True, "dry-run": False}
 
 @dataclass(frozen=True)
 class Training:
-    """A verb. config: its record of tables. steps: trains, step by step."""
+    """A verb. config: its record of tables, with a table `run`. steps: trains, step by step. probe: what
+    --dry-run prints; None: it has none. example: a command that works."""
 
     config: type
     steps: Callable[[Any, Job], Iterator[Report]]
-    example: str = ""
+    example: str
+    probe: Callable[[Any, Job], str] | None = None
 
 
-TRAININGS: Mapping[str, Training] = {}
+TRAININGS: Mapping[str, Training] = {
+    "grpo": Training(
+        grpo.GrpoConfig,
+        grpo.steps,
+        "etude grpo examples/add.toml --run.steps 40\n"
+        '    etude grpo --data.train "task:add?low=1&high=9" --data.held_out_size 30\n'
+        "    etude grpo --data.train mine.jsonl --reward my_rewards.py:polite --lora.rank 16",
+    ),
+}
 
 
 def main(verb: Verb, argv: Sequence[str]) -> int:
     """The verb; returns 0. EtudeError and UsageError for what the user can mend."""
-    if verb.name not in TRAININGS:
-        raise UsageError(f"etude {verb.name} is being built")
+    training = TRAININGS[verb.name]
+    try:
+        read: Configured[Any] = read_config(training.config, argv, FLAGS)
+    except HelpWanted:
+        sys.stdout.write(help_text(verb, training))
+        return 0
+    if "resume" in read.flags:
+        read, job = resumed(verb, training, read)
+    else:
+        job = Job(free_folder(read.config.run, verb.name), asdict(read.config), read.written)
+    if "dry-run" in read.flags:
+        if training.probe is None:
+            raise UsageError(f"--dry-run: etude {verb.name} has none")
+        sys.stdout.write(training.probe(read.config, job))
+        return 0
+    print(f"{job.folder}: {'going on' if job.resume else 'a new run'}", file=sys.stderr)
+    stopped = False
+    with Live(f"{verb.name} {job.folder.name}") as live:
+        for report in training.steps(read.config, job):
+            live.show(report)
+            stopped = report.stopped
+    if stopped:
+        print(f"stopped; to go on: etude {verb.name} --resume {job.folder}", file=sys.stderr)
+    else:
+        print(f"done: etude runs {job.folder}", file=sys.stderr)
+    print(job.folder)
     return 0
+
+
+def resumed(verb: Verb, training: Training, read: Configured[Any]) -> tuple[Configured[Any], Job]:
+    """The settings that a run was begun with. UsageError for others beside them."""
+    folder = Path(read.flags["resume"])
+    if read.written:
+        name, where = next(iter(read.written.items()))
+        raise UsageError(
+            f"{where}: a resumed run keeps the settings it has in {folder / 'config.toml'}; leave {name} out"
+        )
+    reader = RunReader(folder)
+    if reader.info.algorithm != verb.name:
+        raise UsageError(f"--resume {folder}: this is a run of `etude {reader.info.algorithm}`")
+    stored: Configured[Any] = read_config(training.config, [str(folder / "config.toml")], {})
+    return Configured(stored.config, {}, read.flags), Job(folder, reader.config, resume=True)
+
+
+def help_text(verb: Verb, training: Training) -> str:
+    """Usage, an example, and all settings with their defaults."""
+    lines = [
+        f"usage: etude {verb.name} [CONFIG.toml] [--table.setting VALUE …] [--dry-run]",
+        f"       etude {verb.name} --resume RUN_FOLDER",
+        "",
+        f"{verb.summary[0].upper()}{verb.summary[1:]}.",
+        "",
+        f"    {training.example}",
+        "",
+        "A config file has the settings in tables; what stands on the command line wins.",
+    ]
+    hints = get_type_hints(training.config)
+    for table in fields(training.config):
+        kinds = [kind for kind in (hints[table.name], *get_args(hints[table.name])) if is_dataclass(kind)]
+        if not kinds:
+            lines += ["", f"  --{table.name}"]
+            continue
+        record: Any = kinds[0]
+        lines += ["", f"[{table.name}]"]
+        text = (record.__doc__ or "").strip().splitlines()
+        lines += [f"  {line.strip()}" if line.strip() else "" for line in text]
+        for name, _ in leaves(record):
+            lines.append(f"    --{table.name}.{name} ({_default(record, name)})")
+    return "\n".join(lines) + "\n"
+
+
+def _default(record: Any, name: str) -> str:
+    """How a default would be written."""
+    value: Any = record()
+    for part in name.split("."):
+        value = getattr(value, part)
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,7 +1,7 @@
 """What every training does around its algorithm, as functions: a run folder, checkpoints, resume, the end.
 
     job = Job(folder, resume=False, config=settings, written={})
-    with opened(job, settings.run, "grpo", learner) as run:          new, or as it was after its last checkpoint
+    with opened(job, settings.run, "grpo", learners) as run:         new, or after its last checkpoint
         for step in run.remaining():
             …
             run.finish_step(step, row, rollouts)                     files, doctor, checkpoint if one is due
@@ -25,8 +25,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from etude.records import EtudeError, Problem, Rollout
+from etude.records import EtudeError, Rollout
 from etude.runlog import RunInfo, RunReader, RunWriter
+from etude.train.doctor import Finding, examine
 from etude.train.settings import RunSettings
 
 STATE = "state.json"
@@ -56,25 +57,16 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What a doctor saw after a step, and what it advises."""
-
-    seen: str
-    advice: str
-    row: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class Report:
     """A step that is done. row: its numbers, as in metrics.jsonl; rollouts: what was sampled, [] for
-    algorithms that sample nothing; findings: the doctor's."""
+    algorithms that sample nothing; findings: the doctor's; stopped: this is the last one, on request."""
 
     step: int
     total_steps: int
     row: Mapping[str, float]
     rollouts: Sequence[Rollout] = ()
-    problems: Mapping[str, Problem] = field(default_factory=dict)
     findings: Sequence[Finding] = ()
+    stopped: bool = False
 
 
 class Clock:
@@ -216,10 +208,16 @@ class Run:
             self._best = max(self._best, metric)
         return self._seconds_of_save
 
-    def record(self, step: int, row: Mapping[str, Any]) -> None:
-        """The numbers of a step, on the disk."""
+    def record(
+        self, step: int, row: Mapping[str, Any], rollouts: Sequence[Rollout] = ()
+    ) -> Sequence[Finding]:
+        """The numbers of a step to the disk; what the doctor finds new in them. rollouts: for examples."""
         self.writer.metrics(step, row)
         self.history.append({"step": step, **row})
+        findings = examine(self.history, rollouts)
+        for finding in findings:
+            self.writer.doctor(step, finding.row())
+        return findings
 
 
 @contextmanager

@@ -162,13 +162,6 @@ class EvalSettings:
             if value is not None and value < least:
                 raise EtudeError(f"eval.{name} is {value}; it must be at least {least}")
 
-    def is_due(self, step: int, total_steps: int) -> bool:
-        """
-        >>> [step for step in range(8) if EvalSettings(every=3).is_due(step, 7)]
-        [0, 3, 6, 7]
-        """
-        return step in (0, total_steps) or (self.every > 0 and step % self.every == 0)
-
     def params(self, sampling: SamplingSettings) -> SamplingParams:
         return SamplingParams(
             temperature=self.temperature,

@@ -1,0 +1,1 @@
+"""Trainings as one call: a model, data and a reward by name, put together with an algorithm."""
