@@ -74,7 +74,10 @@ class Run:
         for case in self.cases:
             self.say(f"llama.cpp's best setting on {case.name}")
             group = LARGE_SWEEP_GROUP if case.is_large else SWEEP_GROUP
-            self.winners[case] = sweep(self.peer, self.paths[case], self.size, group)
+            known = next(
+                (self.winners[done] for done in self.winners if done.is_large == case.is_large), None
+            )
+            self.winners[case] = sweep(self.peer, self.paths[case], self.size, group, known)
             for work, winner in self.winners[case].items():
                 self.say(f"  {work}: {winner.setting} ({winner.speeds[winner.setting]:.0f} tokens/s)")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llama_cpp import Group, LlamaCpp, Setting, all_settings, best_setting, neighbours
@@ -42,8 +42,20 @@ def confirmed(
     return speeds | {setting: max(speeds[setting], measure(setting)) for setting in best}
 
 
-def sweep(peer: LlamaCpp, model: Path, size: str, group: Group = SWEEP_GROUP) -> dict[str, Winner]:
-    """The winners for prefill, stream and groups on this file. "quick" tries flash attention only."""
+def near(known: Setting, cores: int) -> list[Setting]:
+    """What to try on a file when the best setting on another file is known."""
+    changed = [replace(known, flash=not known.flash), replace(known, repack=not known.repack)]
+    return list(dict.fromkeys([known, *changed, Setting(cores)]))
+
+
+def sweep(
+    peer: LlamaCpp, model: Path, size: str, group: Group = SWEEP_GROUP, known: dict[str, Winner] | None = None
+) -> dict[str, Winner]:
+    """The winners for prefill, stream and groups on this file. "quick" tries flash attention only.
+
+    known: winners on another file; then only these, the defaults, and the switches that depend on the file
+    (flash attention, repacked weights) the other way are tried.
+    """
     measures: dict[str, Callable[[Setting], float]] = {
         "prefill": lambda setting: peer.single(model, setting, 256, 0)["prefill"],
         "stream": lambda setting: peer.single(model, setting, 0, 32)["stream"],
@@ -52,7 +64,9 @@ def sweep(peer: LlamaCpp, model: Path, size: str, group: Group = SWEEP_GROUP) ->
     winners = {}
     for work, measure in measures.items():
         for_groups = work == "groups"
-        if size == "default":
+        if known and size == "default":
+            speeds = {setting: measure(setting) for setting in near(known[work].setting, peer.cores)}
+        elif size == "default":
             speeds = climb(Setting(peer.cores), measure, peer.cores, for_groups)
         else:
             both = [Setting(peer.cores), Setting(peer.cores, flash=False)]

@@ -8,7 +8,7 @@
 namespace etude {
 namespace {
 
-constexpr int short_step_tokens = 8;
+constexpr int short_step_tokens = 64;
 
 int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
