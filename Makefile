@@ -14,6 +14,7 @@ PYTEST ?=
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+TORCH := "torch==2.13.0"
 BUILD_DEPS := "scikit-build-core>=1.1" "nanobind>=3.1" "cmake>=3.26" "ninja>=1.11"
 NATIVE := CMakeLists.txt $(wildcard etude/kernels/*.cpp etude/kernels/*.h)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -50,7 +51,7 @@ clean:
 # Built in place without isolation: the second build compiles only what changed.
 $(VENV)/.built: pyproject.toml $(NATIVE) | $(VENV)/.created
 	@echo "building etude and its environment in $(VENV)"
-	@$(BIN)/python -m pip install -q $(BUILD_DEPS)
+	@$(BIN)/python -m pip install -q $(BUILD_DEPS) $(TORCH)
 	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
 	@touch $@
 
