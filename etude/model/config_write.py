@@ -73,7 +73,7 @@ def _gemma3_settings(config: ModelConfig) -> dict[str, Any]:
     kinds = ["sliding_attention" if window else "full_attention" for window in windows]
     return {
         "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": round(config.attention.scale**-2, 6),
+        "query_pre_attn_scalar": round(config.attention.scale**-2),  # transformers wants an integer
         "sliding_window": max(windows) or config.context_length,
         "layer_types": kinds,
         "rope_local_base_freq": 10000.0 if local is None else local.base,

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,10 @@ _ALIGNMENT = 8
 
 
 class ShardWriter:
-    """Collects tensors into shards of at most `max_bytes`; `close` names the files and writes the index."""
+    """Collects tensors into shards of at most `max_bytes`; `finish` names the files and writes the index.
+
+    A context manager: what was begun is closed whatever happens.
+    """
 
     def __init__(self, folder: Path, stem: str, max_bytes: int) -> None:
         self._folder = folder
@@ -56,7 +59,14 @@ class ShardWriter:
         self._header[name] = {"dtype": tag, "shape": list(values.shape), "data_offsets": offsets}
         self._total_bytes += stored.nbytes
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._data is not None:
+            self._data.close()
+
+    def finish(self) -> None:
         """STEM.safetensors, or STEM-00001-of-0000N.safetensors and so on with an index."""
         if self._data is not None or not self._parts:
             self._finish_part()
@@ -98,14 +108,14 @@ def write_safetensors(
     """All tensors of a stream into `folder`. EtudeError for an unknown dtype or a name that comes twice."""
     if dtype not in DTYPES:
         raise EtudeError(f"dtype is {dtype!r}; a safetensors file can hold {', '.join(DTYPES)}")
-    writer = ShardWriter(folder, stem, max_bytes)
     seen: set[str] = set()
-    for name, values in tensors:
-        if name in seen:
-            raise EtudeError(f"tensor {name} comes twice; names must be unique")
-        seen.add(name)
-        writer.add(name, values, dtype)
-    writer.close()
+    with ShardWriter(folder, stem, max_bytes) as writer:
+        for name, values in tensors:
+            if name in seen:
+                raise EtudeError(f"tensor {name} comes twice; names must be unique")
+            seen.add(name)
+            writer.add(name, values, dtype)
+        writer.finish()
 
 
 def write_text(path: Path, text: str) -> None:

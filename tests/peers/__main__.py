@@ -23,7 +23,7 @@ from tests.peers.training_environment import training_python
 
 REPOSITORY = Path(__file__).parents[2]
 STORED = REPOSITORY / "tests" / "data" / "peers"
-MAKERS = ("families", "tokenizer", "perplexity", "logits", "sampling", "reference", "verl", "trl")
+MAKERS = ("families", "tokenizer", "perplexity", "logits", "sampling", "reference", "saved", "verl", "trl")
 COMPILED = ("sampling", "reference")
 """Makers with a program of their own and of this package, but without transformers: this Python runs them."""
 TRAINING = ("verl", "trl")
@@ -35,6 +35,7 @@ FILES = {  # what each maker writes, below the folder of stored outputs
     "logits": ("logits.json", "logits_*.npz"),
     "sampling": ("sampling.json.gz",),
     "reference": ("pretokenizers.json.gz", "builtin_chats.json.gz"),
+    "saved": ("saved.json",),
     "verl": ("training_verl.json.gz",),
     "trl": ("training_trl.json.gz",),
 }
