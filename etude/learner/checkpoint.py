@@ -4,7 +4,7 @@
     FOLDER/learner.safetensors     f32: "weight/NAME", "exp_avg/…", "exp_avg_sq/…", "step/…", "reference/…"
 
 A folder is written under another name, flushed to the disk and then renamed, so that a process killed at any
-moment leaves the old folder or the new one. Tensors are written one by one from where they lie: a checkpoint
+moment leaves whole folders only. Tensors are written one by one from where they lie, and once: a checkpoint
 costs no memory.
 """
 
@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,47 +22,16 @@ from torch import Tensor
 
 from etude.model.checkpoint import read_json
 from etude.model.safetensors import SafetensorsFile
+from etude.model.safetensors_write import write_text
+from etude.model.save import new_folder
 from etude.records import EtudeError
 
 FORMAT = 1
 RECORD, TENSORS = "learner.json", "learner.safetensors"
 
 
-@contextmanager
-def replaced_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `folder` when the block ends without an error."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    try:
-        yield fresh
-        for path in fresh.iterdir():
-            _flush(path)
-        _flush(fresh)
-        if folder.exists():
-            aside = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-            fresh.rename(folder)
-            shutil.rmtree(aside)
-        else:
-            fresh.rename(folder)
-        _flush(folder.parent)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_state(folder: Path, record: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Write both files into an existing folder. Tensors are f32; OSError as the disk says."""
+    """Write a checkpoint in place of an older one. Tensors are f32; EtudeError as `new_folder`."""
     named = dict(tensors)
     entries, end = {}, 0
     for name, tensor in named.items():
@@ -73,12 +40,15 @@ def write_state(folder: Path, record: Mapping[str, Any], tensors: Iterable[tuple
         entries[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
     header = json.dumps(entries).encode()
     header += b" " * (-len(header) % 64)
-    with (folder / TENSORS).open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for tensor in named.values():
-            values = np.ascontiguousarray(tensor.detach().cpu().numpy(), "<f4")
-            file.write(memoryview(values.reshape(-1)).cast("B"))
-    (folder / RECORD).write_text(json.dumps({"format": FORMAT, **record}, indent=1))
+    with new_folder(folder, RECORD) as fresh:
+        with (fresh / TENSORS).open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            for tensor in named.values():
+                values = np.ascontiguousarray(tensor.detach().cpu().numpy(), "<f4")
+                file.write(values.reshape(-1).view(np.uint8).data)
+            file.flush()
+            os.fsync(file.fileno())
+        write_text(fresh / RECORD, json.dumps({"format": FORMAT, **record}, indent=1))
 
 
 class SavedState:

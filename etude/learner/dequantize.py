@@ -71,22 +71,22 @@ def _affine_k(blocks: Tensor, codes: Tensor) -> None:
 
 
 def _q4_k(blocks: Tensor, out: Tensor) -> None:
-    _affine_k(blocks, _nibbles(blocks[:, 16:].unflatten(1, (4, 32)), out))
+    _affine_k(blocks, _nibbles(blocks[:, 16:].reshape(-1, 4, 32), out))
 
 
 def _q5_k(blocks: Tensor, out: Tensor) -> None:
     shifts = torch.arange(8, dtype=torch.uint8, device=blocks.device)[:, None]
     high = (blocks[:, None, 16:48] >> shifts & 1).view(len(blocks), 256)
-    _affine_k(blocks, _nibbles(blocks[:, 48:].unflatten(1, (4, 32)), out).add_(high, alpha=16))
+    _affine_k(blocks, _nibbles(blocks[:, 48:].reshape(-1, 4, 32), out).add_(high, alpha=16))
 
 
 def _q6_k(blocks: Tensor, out: Tensor) -> None:
     """d s (q - 32), 8-bit s for every 16 values; bits 4 and 5 of q lie in the 64 bytes behind the nibbles."""
     n = len(blocks)
     shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=blocks.device)[:, None]
-    high = (blocks[:, 128:192].unflatten(1, (2, 1, 32)) >> shifts & 3).view(n, 256)
+    high = (blocks[:, 128:192].reshape(-1, 2, 1, 32) >> shifts & 3).view(n, 256)
     scales = _half(blocks, 208) * blocks[:, 192:208].view(torch.int8)
-    codes = _nibbles(blocks[:, :128].unflatten(1, (2, 64)), out).add_(high, alpha=16).sub_(32)
+    codes = _nibbles(blocks[:, :128].reshape(-1, 2, 64), out).add_(high, alpha=16).sub_(32)
     codes.view(n, 16, 16).mul_(scales[:, :, None])
 
 
@@ -112,7 +112,7 @@ def _iq4_xs(blocks: Tensor, out: Tensor) -> None:
     low = torch.stack([blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4], 2).view(n, 8)
     high = (blocks[:, 2:4, None] >> shifts & 3).view(n, 8)
     step = _half(blocks, 0) * ((low | high << 4).float() - 32)
-    _looked_up(_IQ4_VALUES, blocks[:, 8:].unflatten(1, (8, 16)), out).view(n, 8, 32).mul_(step[:, :, None])
+    _looked_up(_IQ4_VALUES, blocks[:, 8:].reshape(-1, 8, 16), out).view(n, 8, 32).mul_(step[:, :, None])
 
 
 def _mxfp4(blocks: Tensor, out: Tensor) -> None:
@@ -132,7 +132,7 @@ def _q2_k(blocks: Tensor, out: Tensor) -> None:
     """d s q - dmin m, 4-bit s and m for every 16 values."""
     step = _half(blocks, 80) * (blocks[:, :16] & 15)
     low = _half(blocks, 82) * (blocks[:, :16] >> 4)
-    codes = out.copy_(_crumbs(blocks[:, 16:80].unflatten(1, (2, 32))).reshape(out.shape))
+    codes = out.copy_(_crumbs(blocks[:, 16:80].reshape(-1, 2, 32)).reshape(out.shape))
     codes.view(-1, 16, 16).mul_(step[:, :, None]).sub_(low[:, :, None])
 
 
@@ -144,7 +144,7 @@ def _q3_k(blocks: Tensor, out: Tensor) -> None:
     low = torch.cat([packed[:, :8] & 15, packed[:, :8] >> 4], 1)
     scales = (low | _crumbs(packed[:, None, 8:]).reshape(n, 16) << 4).float() - 32
     high = (blocks[:, None, :32] >> bits & 1).view(n, 256)
-    codes = out.copy_(_crumbs(blocks[:, 32:96].unflatten(1, (2, 32))).reshape(n, 256))
+    codes = out.copy_(_crumbs(blocks[:, 32:96].reshape(-1, 2, 32)).reshape(n, 256))
     codes.add_(high, alpha=4).sub_(4)
     codes.view(n, 16, 16).mul_((_half(blocks, 108) * scales)[:, :, None])
 

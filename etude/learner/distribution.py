@@ -180,7 +180,8 @@ class _Softmax(NamedTuple):
 
     def mean_of(self, values_NV: Tensor) -> Tensor:
         """Σ p · values."""
-        return torch.linalg.vecdot(self.e_NV, values_NV) / self.s_N
+        sums_N: Tensor = torch.linalg.vecdot(self.e_NV, values_NV)
+        return sums_N / self.s_N
 
 
 class _Statistics(torch.autograd.Function):
@@ -219,7 +220,7 @@ class _Statistics(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads_M: Tensor | None) -> tuple[Tensor | None, None]:
         hidden_MD, sums_M, out = ctx.saved_tensors
         request: _Request = ctx.request

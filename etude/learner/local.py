@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from etude.learner.batch import Batch, Sample, pack
-from etude.learner.checkpoint import SavedState, replaced_folder, write_state
+from etude.learner.checkpoint import SavedState, write_state
 from etude.learner.distribution import Head, Reference, statistics
 from etude.learner.learner import OUTPUTS, Denominators, Loss, Metrics, SampleOutputs, Sampler
 from etude.learner.lora import LoraSettings, add_lora, lora_weights
@@ -55,7 +55,7 @@ class ComputeSettings:
     """
 
     dtype: str = "bf16"
-    max_tokens: int = 4096
+    max_tokens: int = 1024
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
@@ -200,8 +200,7 @@ class LocalLearner:
         }
         tensors = {f"weight/{name}": parameter.detach() for name, parameter in self._trained.items()}
         tensors |= {f"reference/{name}": value for name, value in (self._reference or {}).items()}
-        with replaced_folder(Path(folder)) as fresh:
-            write_state(fresh, record, [*tensors.items(), *optimizer.state().items()])
+        write_state(Path(folder), record, [*tensors.items(), *optimizer.state().items()])
 
     def restore(self, folder: Path | str) -> None:
         """Go on where `save` was called, bit for bit; EtudeError for another model or other settings.
@@ -282,12 +281,13 @@ class LocalLearner:
         return {name: found[name] for name in names}
 
     def _hidden(self, batch: Batch, *, adapters: bool) -> Tensor:
-        return self.transformer(
+        hidden_TD: Tensor = self.transformer(
             batch.layout,
             checkpoint=self.compute.checkpoint,
             compute_dtype=self._dtype,
             adapters=adapters,
         )
+        return hidden_TD
 
     def _scalar(self, hidden_ND: Tensor) -> Tensor:
         assert self.head is not None

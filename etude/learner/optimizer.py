@@ -10,7 +10,7 @@ step.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -198,7 +198,7 @@ class AdamW:
         self.step_index = step_index
         self.n_skipped = n_skipped
 
-    def _gradients(self) -> Sequence[Tensor]:
+    def _gradients(self) -> list[Tensor]:
         return [value.grad for value in self._parameters.values() if value.grad is not None]
 
 

@@ -111,11 +111,11 @@ def test_a_save_that_fails_leaves_the_last_one(tmp_path: Path, monkeypatch: pyte
     train(one, 1)
     one.save(tmp_path / "state")
 
-    def full(path: Path) -> None:
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_flush", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(EtudeError, match="No space"):
         one.save(tmp_path / "state")
     monkeypatch.undo()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state"]
