@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from etude.model.family import FAMILIES, ModelConfig, config_from_gguf, config_from_hf, slot_shape
+from etude.model.family import (
+    FAMILIES,
+    ModelConfig,
+    config_from_gguf,
+    config_from_hf,
+    layer_slots,
+    slot_shape,
+)
 from etude.model.names import Place, gguf_name
 from etude.model.rope import RopeTable, inv_freqs, llama3_factors, yarn_magnitude
 from etude.records import EtudeError
@@ -187,10 +194,7 @@ def rope_freqs(config: ModelConfig) -> NDArray[np.float32] | None:
 def _read_back(config: ModelConfig, metadata: Mapping[str, Any]) -> ModelConfig:
     places = [Place("token_embd", -1), Place("output_norm", -1)]
     places += [] if config.tied_embeddings else [Place("output", -1)]
-    family = FAMILIES[config.architecture]
-    slots = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-    slots = (*slots, "attn_norm", "ffn_norm", *family.required)
-    places += [Place(slot, layer) for layer in range(config.n_layers) for slot in slots]
+    places += [Place(slot, layer) for layer in range(config.n_layers) for slot in layer_slots(config)]
     shapes = {gguf_name(place): slot_shape(config, place.slot) for place in places}
     return config_from_gguf(metadata, shapes, rope_freqs(config), "the new file")
 

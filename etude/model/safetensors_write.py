@@ -74,9 +74,9 @@ class ShardWriter:
         if count == 1:
             os.replace(self._parts[0], self._folder / f"{self._stem}.safetensors")
             return
-        weight_map = {}
-        for index, (part, names) in enumerate(zip(self._parts, self._names, strict=True)):
-            file = f"{self._stem}-{index + 1:05}-of-{count:05}.safetensors"
+        weight_map: dict[str, str] = {}
+        for number, (part, names) in enumerate(zip(self._parts, self._names, strict=True)):
+            file = f"{self._stem}-{number + 1:05}-of-{count:05}.safetensors"
             os.replace(part, self._folder / file)
             weight_map |= dict.fromkeys(names, file)
         index = {

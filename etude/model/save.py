@@ -229,10 +229,12 @@ def _write_tokenizer(folder: Path, metadata: dict[str, Any]) -> dict[str, Any]:
     settings |= {f"{key}_token": texts[index] for key, index in ids.items() if index is not None}
     settings |= _chat_template(metadata)
     _write_json(folder / "tokenizer_config.json", settings)
-    special = {f"{key}_token_id": ids[key] for key in ("bos", "eos", "pad") if ids[key] is not None}
+    special = {
+        f"{key}_token_id": int(index) for key, index in ids.items() if key != "unk" and index is not None
+    }
     ends = sorted(tokenizer.eog_ids)
     _write_json(folder / "generation_config.json", special | ({"eos_token_id": ends} if ends else {}))
-    return {key: int(index) for key, index in special.items()}
+    return dict(special)
 
 
 def _chat_template(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,11 @@ FOLDER_TYPES = ("f32", "f16", "bf16")
 
 
 def main(argv: Sequence[str]) -> int:
-    """The verb. Returns 0; what cannot be done is an EtudeError."""
-    arguments = _parser().parse_args(argv)
+    """The verb. Returns the exit status of argparse, or 0; what cannot be done is an EtudeError."""
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
     out = Path(arguments.out)
     is_gguf = out.suffix == ".gguf"
     if not is_gguf and arguments.type not in FOLDER_TYPES:
