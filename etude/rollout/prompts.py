@@ -24,6 +24,7 @@ class Codec(Protocol):
     """What is needed of a Tokenizer."""
 
     bos_id: int | None
+    eos_id: int | None
     eog_ids: frozenset[int]
 
     def encode(self, text: str) -> list[int]: ...
@@ -58,7 +59,7 @@ class PromptWriter:
         self.codec = codec
         self.template = template
         self.context = context
-        self._variables = dict(variables or {})
+        self.variables = dict(variables or {})
 
     def opening(self, problem: Problem, messages: Sequence[Message] | None = None) -> Prompt:
         """The first prompt. messages: instead of the problem's own. EtudeError names the problem."""
@@ -75,7 +76,7 @@ class PromptWriter:
                 raise EtudeError(f"problem {problem.id}: its prompt is empty")
             return Prompt(tuple(ids))
         try:
-            rendered = self.template.render(messages, **self._variables)
+            rendered = self.template.render(messages, **self.variables)
         except EtudeError as error:
             raise EtudeError(f"problem {problem.id}: {error}") from error
         ids = self.codec.encode_rendered(rendered)
@@ -91,7 +92,7 @@ class PromptWriter:
             return Prompt(tuple(self._inside(ids)))
         mark = _mark([message.content for message in (*conversation, *added)])
         shown = [*conversation[:-1], Message("assistant", mark), *added]
-        rendered = self.template.render(shown, **self._variables)
+        rendered = self.template.render(shown, **self.variables)
         if rendered.count(mark) != 1:
             raise EtudeError(
                 "the chat template leaves out or repeats earlier replies: it allows one turn only"
