@@ -82,9 +82,10 @@ int Pool::take(int total, int size) {
 }
 
 void Pool::barrier() {
-  if (active_ == 1) return reset();
+  const int active = active_;  // read before arriving: after the last barrier of a job the next may begin with other threads
+  if (active == 1) return reset();
   const unsigned phase = phase_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < active_) return wait_change(phase_, phase);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < active) return wait_change(phase_, phase);
   arrived_.store(0, std::memory_order_relaxed);
   reset();
   phase_.store(phase + 1);

@@ -2,6 +2,7 @@
 // decoder whose prefill, single tokens and thread counts must agree bit for bit. For compilers and processors on which the Python
 // tests do not run: tests/kernels/cross_aarch64.sh builds it. Prints one line a check; exits with the number that failed.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -10,6 +11,7 @@
 #include "../../etude/kernels/decoder.h"
 #include "../../etude/kernels/half.h"
 #include "../../etude/kernels/pack.h"
+#include "../../etude/kernels/pool.h"
 
 using namespace etude;
 using Floats = std::vector<float>;
@@ -259,10 +261,30 @@ void check_decoder(const TypeCase& type) {
 
 }  // namespace
 
+// Every piece of every phase is handed out once, whichever number of threads the job before had.
+void check_pool() {
+  constexpr int pieces = 37, phases = 3;
+  std::mt19937 random(1);
+  Pool pool(3);
+  int wrong = 0;
+  for (int job = 0; job < 2000; job++) {
+    std::atomic<int> done[phases] = {};
+    pool.run([&](int) {
+      for (int phase = 0; phase < phases; phase++) {
+        for (int i; (i = pool.take(pieces, 2)) < pieces;) done[phase] += std::min(2, pieces - i);
+        pool.barrier();
+      }
+    }, 1 + int(random() % 3));
+    for (const std::atomic<int>& phase : done) wrong += phase != pieces;
+  }
+  report("pool", wrong, 0.5);
+}
+
 int main() {
   std::printf("path: %s\n", kernels().name);
   for (const TypeCase& type : type_cases) check_matmul(type);
   check_rows();
+  check_pool();
   check_attention(0);
   check_attention(20);
   check_decoder(type_cases[0]);
