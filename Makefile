@@ -1,6 +1,6 @@
 # Etude from nothing but Python >= 3.11 and a C++ compiler: every target does the set-up it needs, in .venv.
 #
-#   make demo         pull the default model and answer one question, with its speed
+#   make demo         teach the default model a task by GRPO, and show what it has learnt
 #   make test         lint, types, tests (pulls both test models)
 #   make lint         ruff and mypy alone
 #   make bench        speed beside llama.cpp:  make bench ARGS="--llama-bin DIR --json FILE"
@@ -24,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 demo: $(VENV)/.built
 	@$(BIN)/etude pull smollm2-135m >/dev/null
-	$(BIN)/etude generate -m smollm2-135m -p "Why is the sky blue?" -n 96 --temp 0 --show-timings
+	@$(BIN)/python examples/demo.py $(ARGS)
 
 test: lint
 	@$(BIN)/etude pull smollm2-135m >/dev/null

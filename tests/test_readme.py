@@ -31,8 +31,11 @@ def with_python() -> list[Path]:
 
 
 @pytest.mark.parametrize("path", with_python(), ids=lambda path: path.name)
-def test_the_python_of_a_document_runs(path: Path, smollm2: Path) -> None:
+def test_the_python_of_a_document_runs(
+    path: Path, smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All blocks of a document one after the other, as a reader would type them."""
+    monkeypatch.chdir(tmp_path)  # trainings write their runs where one is
     names: dict[str, Any] = {"__name__": "document"}
     for number, block in enumerate(blocks(path.read_text(), "python")):
         exec(compile(block, f"{path.name}, block {number}", "exec"), names)
