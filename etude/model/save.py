@@ -272,6 +272,7 @@ def new_folder(folder: Path, mark: str) -> Iterator[Path]:
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)  # of a killed process that had our number
         scratch.mkdir()
     except OSError as error:
         raise EtudeError(f"{folder}: cannot be written: {error.strerror}") from error
