@@ -73,11 +73,14 @@ def learner_of(
 def engine_of(model: ModelSettings, sampling: SamplingSettings, *, lora: bool, sequences: int) -> Engine:
     """The engine that samples from the same file. sequences: completions at once."""
     weight_type = sampling.weight_type or (None if lora else FULL_WEIGHT_TYPE)
+    cache_type = "f32" if weight_type == "f32" else "f16"  # f32 is there to be exact
     tokens = sequences * (sampling.max_tokens + 32) + sampling.prompts_per_step * PROMPT_TOKENS
     return Engine.load(
         model.name,
         threads=sampling.threads,
         weight_type=weight_type,
+        cache_type_k=cache_type,
+        cache_type_v=cache_type,
         cache_tokens=-(-tokens // 32) * 32,
         step_tokens=max(512, 2 * sequences),
         max_sequences=sequences if sequences > 256 else None,

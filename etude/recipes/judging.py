@@ -11,6 +11,8 @@ from etude.rewards import AnyReward, Judge, combine, judge_of, load_reward
 
 PARSED = ("math", "choice", "text", "reasoning_gym")
 """Rewards that read an answer strictly and leniently."""
+CHECKED = (*PARSED, "format")
+"""Rewards that give a gold answer, rightly written down, full marks; of others nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ def judges_of(
         reward = fitting_reward(problems)
     if isinstance(reward, str):
         accuracy, _, parts = judges_for(reward)
-        return Judges(load_reward(reward), accuracy, parts, full=1.0)
+        known = reward.partition("?")[0] in CHECKED
+        return Judges(load_reward(reward), accuracy, parts, full=1.0 if known else None)
     if isinstance(reward, Mapping):
         return _weighted(reward)
     judge = judge_of(reward)
@@ -54,7 +57,8 @@ def _weighted(weights: Mapping[str, float]) -> Judges:
     counted = {labels[name]: weight for name, weight in weights.items() if weight}
     total = combine(judges, {labels[name]: weight for name, weight in weights.items()})
     reading = [name for name in weights if name.partition("?")[0] in PARSED]
-    full = sum(weight for weight in weights.values() if weight > 0)
+    known = all(name.partition("?")[0] in CHECKED for name in weights)
+    full = sum(weight for weight in weights.values() if weight > 0) if known else None
     if reading:
         accuracy, _, parts = judges_for(reading[0])
         return Judges(total, accuracy, parts, counted, full)

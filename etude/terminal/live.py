@@ -28,12 +28,12 @@ SAMPLE_LINES = 4
 
 
 class Live:
-    """Shows the reports of a run. out: where to; on a terminal the block stays in place."""
+    """Shows the reports of a run. out: where to (None: the error output); on a terminal the block stays."""
 
-    def __init__(self, title: str, out: TextIO = sys.stderr) -> None:
+    def __init__(self, title: str, out: TextIO | None = None) -> None:
         self._title = title
-        self._out = out
-        self._redraws = out.isatty()
+        self._out = out or sys.stderr
+        self._redraws = self._out.isatty()
         self._drawn = 0
         self._begun_s = time.monotonic()
         self._first: int | None = None
