@@ -37,7 +37,7 @@ from etude.terminal.train import FLAGS
 CONFIG = Path(__file__).with_name("demo.toml")
 PICTURE = "curve.svg"
 PARTS = ("strict", "lenient")
-SHOWN = 2
+SHOWN = 4
 """Held-out problems whose answers are shown: the first ones, whatever they are."""
 PHASES = ("sampling", "update", "publish", "eval")
 
@@ -153,10 +153,10 @@ def verdict(learnt: bool) -> str:
 
 
 def picture_of(rows: Sequence[Mapping[str, Any]], levels: Mapping[str, float]) -> str:
-    curves = [Curve(f"eval/accuracy/{part}", f"held out, {part}") for part in PARTS]
+    held_out = [Curve(f"eval/accuracy/{part}", f"held out, {part}") for part in reversed(PARTS)]
     return curve_svg(
         rows,
-        [*curves, Curve("reward/mean", "training reward")],
+        [Curve("reward/mean", "training reward"), *held_out],
         title="GRPO: accuracy on held-out problems, 95 % intervals",
         levels=levels,
     )

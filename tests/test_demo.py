@@ -52,7 +52,7 @@ def test_the_demo_trains_and_shows(
     assert run.state == "finished" and len(run.metrics()) == 3
     assert "accuracy on 5 held-out problems" in out and "always '" in out and "named, 33.3 %" in out
     assert "strict    0.0 % [0.0, 43.4]" in out and "lenient   " in out
-    assert out.count("  before  wrong") == out.count("  after   wrong") == 2
+    assert out.count("  before  wrong") == out.count("  after   wrong") == 4
     assert "this run has not shown" in out
     ElementTree.parse(run.folder / "curve.svg")
     assert etude(["info", str(run.folder / "final" / "model.gguf")]) == 0

@@ -16,7 +16,8 @@ from typing import Any
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 56, 190, 44, 40
 """Pixels around the plot; on the right stand the names of the curves."""
-COLOURS = ("#1b5fbf", "#d1591b", "#9aa4ad", "#2e8b57", "#7a3fa0")
+COLOURS = ("#9aa4ad", "#d1591b", "#1b5fbf", "#2e8b57", "#7a3fa0")
+"""In the order of the curves; later ones lie above."""
 NAME_DISTANCE = 16
 """Pixels that names keep from each other."""
 STYLE = "font-family:system-ui,sans-serif;font-size:13px;fill:#222"
