@@ -38,6 +38,7 @@ from etude.train.agreement import check_agreement, mismatch_row
 from etude.train.corrections import has_signal, overlong_penalty
 from etude.train.grpo_settings import Objective
 from etude.train.losses import policy_loss
+from etude.train.minibatches import Split, minibatches, scored
 from etude.train.rollout_metrics import rollout_metrics
 from etude.train.run import Clock, Report, Run, Stopping, memory_bytes
 from etude.train.sampling import Group, HeldOut, RolloutSource
@@ -246,8 +247,8 @@ def prepare(
     reference: list[F32] = []
     penalty_C = torch.zeros(len(answers.mask_C), dtype=torch.float64)
     if objective.kl_in_reward:  # r_i - β Σ_t KL_t, or a reward for each token: the advantage decides
-        old = scored(policy, samples, split)
-        reference = scored(policy, samples, split, objective.reference_output, adapter=objective.full_kl)
+        old = one_scored(policy, samples, split)
+        reference = one_scored(policy, samples, split, objective.reference_output, adapter=objective.full_kl)
         old_C, reference_C = (torch.from_numpy(np.concatenate(values)) for values in (old, reference))
         kl_C = reference_C if objective.full_kl else preset.kl(old_C, reference_C, torch.zeros_like(old_C))
         penalty_C = preset.kl_coefficient * kl_C.double()
@@ -258,10 +259,10 @@ def prepare(
         # without advantage no gradient: no forward and no backward either
         samples[i] = replace(sample, columns=columns, skip=skips and not advantages[i].any())
     if objective.updates > 1:
-        old = old or scored(policy, samples, split)
+        old = old or one_scored(policy, samples, split)
         samples = with_column(samples, "old_logprobs", old)
     if objective.kl_in_loss and not objective.full_kl:
-        reference = scored(policy, samples, split, adapter=False)
+        reference = one_scored(policy, samples, split, adapter=False)
         samples = with_column(samples, "reference_logprobs", reference)
     return Prepared(samples, advantages, old, reference)
 
@@ -366,35 +367,17 @@ def advantages_of(answers: Answers, objective: Objective, penalty_C: Tensor) -> 
     return advantage(answers.rewards_S, answers.group_S, penalty_C, answers.mask_C, answers.sequence_C)
 
 
-def minibatches(samples: Sequence[Sample], n: int, draw: random.Random) -> list[list[int]]:
-    """The samples' indices in n parts of nearly equal size, groups in random order and together as far as
-    that allows (their prompt is computed once). EtudeError for fewer samples than parts."""
-    if n == 1:
-        return [list(range(len(samples)))]
-    if len(samples) < n:
-        raise EtudeError(f"grpo.minibatches is {n}, but a step has {len(samples)} answers: lower it")
-    groups = sorted({sample.group for sample in samples})
-    draw.shuffle(groups)
-    place = {group: at for at, group in enumerate(groups)}
-    order = sorted(range(len(samples)), key=lambda i: place[samples[i].group])
-    return [sorted(part.tolist()) for part in np.array_split(np.asarray(order), n)]
-
-
-def scored(
+def one_scored(
     policy: Policy,
     samples: Sequence[Sample],
-    split: Sequence[Sequence[int]],
+    split: Split,
     output: str = "logprobs",
     *,
     adapter: bool = True,
 ) -> list[F32]:
-    """An output of each sample, computed in the minibatches of the updates: packed the same way, the first
-    ratio is exactly 1."""
-    found: dict[int, F32] = {}
-    for indices in split:
-        rows = policy.score([samples[i] for i in indices], (output,), adapter=adapter)
-        found |= {i: row[output] for i, row in zip(indices, rows, strict=True)}
-    return [found[i] for i in range(len(samples))]
+    """One output of each sample, computed in the minibatches of the updates."""
+    rows = scored(policy, samples, split, (output,), adapter=adapter)
+    return [row[output] for row in rows]
 
 
 def with_column(samples: Sequence[Sample], name: str, values: Sequence[F32]) -> list[Sample]:
