@@ -12,7 +12,7 @@ from etude.data.examples import (
 )
 from etude.data.pairs import corrupted_pairs
 from etude.data.problems import read_problems
-from etude.data.sources import load_problems
+from etude.data.sources import load_examples, load_labelled, load_preferences, load_problems
 from etude.data.split import Order, split, without
 from etude.data.tasks import TASKS, task_problems
 
@@ -27,6 +27,9 @@ __all__ = [
     "check_problems",
     "corrupted_pairs",
     "example_from",
+    "load_examples",
+    "load_labelled",
+    "load_preferences",
     "load_problems",
     "read_examples",
     "read_labelled",

@@ -176,16 +176,5 @@ def through(
                 return
 
 
-def without_long(samples: Sequence[Sample], max_tokens: int) -> list[Sample]:
-    """The samples of at most max_tokens. EtudeError if that leaves none."""
-    kept = [sample for sample in samples if n_tokens(sample) <= max_tokens]
-    if not kept:
-        raise EtudeError(
-            f"batches.max_tokens is {max_tokens}, and each of the {len(samples)} samples is longer (the "
-            f"shortest has {min(map(n_tokens, samples), default=0)} tokens): raise it"
-        )
-    return kept
-
-
 def n_tokens(sample: Sample) -> int:
     return len(sample.prompt_ids) + len(sample.completion_ids)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +18,15 @@ from etude.data import (
     check_problems,
     corrupted_pairs,
     example_from,
+    load_examples,
+    load_labelled,
+    load_preferences,
     load_problems,
     split,
     task_problems,
     without,
 )
+from etude.data.pairs import FAULTS, UNCLEAN
 from etude.records import EtudeError, Message, Problem, Score
 from etude.rewards import combine, load_reward
 
@@ -115,6 +121,42 @@ def test_pairs_have_exact_labels_and_balanced_lengths() -> None:
     longer = np.mean([len(pair.chosen) > len(pair.rejected) for pair in pairs])
     assert abs(shorter - longer) < 0.1
     assert set(Counter(pair.columns["fault"] for pair in pairs)) == {"wrong", "other", "evasive"}
+
+
+def test_unclean_answers_are_rejected_too_and_lengths_stay_balanced() -> None:
+    pairs = load_preferences("pairs:add?size=2000&faults=all&seed=1")
+    assert set(Counter(p.columns["fault"] for p in pairs)) == {*FAULTS, *UNCLEAN}
+    gaps = np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs])
+    assert abs(gaps.mean()) < 3 and abs(np.mean(gaps > 0) - np.mean(gaps < 0)) < 0.12
+    assert all(pair.chosen != pair.rejected for pair in pairs)
+    lenient = load_reward("math?parse=lenient")
+    for pair in pairs:
+        gold = Problem(
+            pair.id, pair.messages, str(sum(map(int, re.findall(r"\d+", pair.messages[0].content))))
+        )
+        assert lenient(gold, pair.chosen).total == 1.0
+        if pair.columns["fault"] == "truncated":
+            assert not re.search(r"\d", pair.rejected)
+        if pair.columns["fault"] in ("repeated", "padded"):
+            assert (gold.answer or "") in pair.rejected and len(pair.rejected.split()) >= 2
+    assert load_preferences("pairs:add?size=50") == corrupted_pairs(task_problems("add", size=50))
+    with pytest.raises(EtudeError, match="faults is 'many'"):
+        load_preferences("pairs:add?faults=many")
+
+
+def test_labelled_answers_and_conversations_by_name(tmp_path: Path) -> None:
+    labelled = load_labelled("pairs:add?size=3")
+    assert [one.label for one in labelled] == [True, False] * 3
+    assert len({one.id for one in labelled}) == 6
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b", "label": false}\n')
+    assert load_labelled(str(file))[0].label is False
+    file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    assert [(one.completion, one.label) for one in load_labelled(str(file))] == [("b", True), ("c", False)]
+    examples = load_examples("task:add?size=4")
+    assert [e.messages[-1].content for e in examples] == [p.answer for p in task_problems("add", size=4)]
+    file.write_text('{"text": "a"}\n{"text": "b"}\n')
+    assert len(load_examples(f"{file}?limit=1")) == 1
 
 
 def test_an_example_of_a_problem() -> None:

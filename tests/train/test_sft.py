@@ -19,7 +19,7 @@ from etude.model.segments import Layout
 from etude.records import EtudeError, Message
 from etude.runlog import RunReader
 from etude.train.answers import conversation_samples
-from etude.train.epochs import BatchSettings, Epochs, LossEvalSettings, TextSettings, without_long
+from etude.train.epochs import BatchSettings, Epochs, LossEvalSettings, TextSettings
 from etude.train.run import Report, Run
 from etude.train.sft import held_out_loss, sft, sft_loss
 from tests.train.texts import (
@@ -151,13 +151,6 @@ def test_epochs_see_everything_once_each() -> None:
     assert [epochs.progress(step) for step in (1, 5)] == [0.4, 2.0]
     assert Epochs.of(Order(10, 3).span, 10, BatchSettings(size=4, epochs=0.5), 2.0).steps == 2
     assert Epochs.of(Order(10, 3).span, 10, BatchSettings(size=4, steps=9), 2.0).steps == 9
-
-
-def test_what_is_too_long_is_left_out() -> None:
-    short, long = (Sample((1,), (2,) * n, (True,) * n, 0) for n in (3, 30))
-    assert without_long([short, long], 4) == [short]
-    with pytest.raises(EtudeError, match="max_tokens is 3, and each of the 2 samples is longer"):
-        without_long([short, long], 3)
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:

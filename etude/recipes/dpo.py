@@ -1,0 +1,96 @@
+"""`etude dpo`: a model learns from preferences or labels, without a reward model.
+
+What is learnt from is put together here; the algorithms are in train/dpo.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from etude.data import load_labelled, load_preferences
+from etude.learner.batch import Sample
+from etude.recipes.assembly import refuse_without_effect, save_final
+from etude.recipes.reward_model import comparisons, labelled_samples, n_tokens_of
+from etude.recipes.texts import (
+    Rates,
+    TextConfig,
+    epochs_of,
+    parted,
+    reading,
+    run_through,
+    short_enough,
+    trained_of,
+)
+from etude.records import EtudeError
+from etude.train import dpo as algorithm
+from etude.train.comparisons import Comparison
+from etude.train.dpo import DPOSettings, Labels, Pairs
+from etude.train.epochs import n_tokens
+from etude.train.run import Job, Report
+
+RATES = Rates(algorithm.LEARNING_RATE, algorithm.LORA_LEARNING_RATE, algorithm.EPOCHS)
+
+
+@dataclass(frozen=True)
+class DpoConfig(TextConfig):
+    """Everything that a run is made of: a table each."""
+
+    dpo: DPOSettings = field(default_factory=DPOSettings)
+
+
+def steps(config: DpoConfig, job: Job) -> Iterator[Report]:
+    """Train, step by step; the final model is written after the last one."""
+    refuse_without_effect(job.written, ("optimizer.head_learning_rate",), "DPO has no scalar head")
+    objective = config.dpo.objective()
+    pairs: tuple[list[Comparison], list[Comparison]] = ([], [])
+    labels: tuple[list[Sample], list[Sample]] = ([], [])
+    if objective.labels:
+        labels = labelled_of(config, job)
+    else:
+        pairs = pairs_of(config, job)
+    n = len(labels[0] or pairs[0])
+    epochs = epochs_of(config, n, RATES)
+    trained = trained_of(config, epochs, RATES)
+    learner = trained.learner
+    with closing(trained.source):
+        # the reference is the model before anything of a run is restored
+        data = (
+            Labels.of(objective, learner, *labels)
+            if objective.labels
+            else Pairs.of(objective, learner, *pairs)
+        )
+        yield from run_through(
+            job,
+            config,
+            "dpo",
+            trained,
+            epochs,
+            lambda run: algorithm.dpo(learner, data, epochs, config.eval, run),
+            lambda run: save_final(run, trained, config.model.name),
+        )
+
+
+def pairs_of(config: DpoConfig, job: Job) -> tuple[list[Comparison], list[Comparison]]:
+    """(to train on, held out)."""
+    both = parted(config, job.written, load_preferences, lambda one: one.messages)
+    with reading(config.model) as (prompts, model):
+        training, held_out = (
+            short_enough(comparisons(prompts, some, True), n_tokens_of, config, model, "comparisons")
+            for some in both
+        )
+    if not training:
+        raise EtudeError(f"{config.data.train}: in every pair the two answers are the same")
+    return training, held_out
+
+
+def labelled_of(config: DpoConfig, job: Job) -> tuple[list[Sample], list[Sample]]:
+    """(to train on, held out), for KTO; from pairs too."""
+    both = parted(config, job.written, load_labelled, lambda one: one.messages)
+    with reading(config.model) as (prompts, model):
+        training, held_out = (
+            short_enough(labelled_samples(prompts, some, True), n_tokens, config, model, "answers")
+            for some in both
+        )
+    return training, held_out
