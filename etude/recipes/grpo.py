@@ -14,7 +14,7 @@ What is trained, sampled and judged is put together here; the algorithm is train
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from etude.recipes.assembly import (
     save_final,
 )
 from etude.recipes.judging import Judges, judges_of
+from etude.recipes.probe import estimate
 from etude.records import EtudeError, Problem
 from etude.rewards import AnyReward, Judge
 from etude.rollout import PromptWriter, check_prompts, single_turn
@@ -114,8 +115,19 @@ def task_of(config: GrpoConfig, written: Mapping[str, str], given: Given) -> Tas
     return Task(problems, held_out[: config.eval.limit], judges, objective, samples)
 
 
-def steps(config: GrpoConfig, job: Job, given: Given = Given()) -> Iterator[Report]:
-    """Train, step by step; the final model is written after the last one."""
+@dataclass(frozen=True)
+class Assembled:
+    """Everything that a run works with."""
+
+    task: Task
+    trained: Trained
+    source: RolloutSource
+    held_out: HeldOut | None
+
+
+@contextmanager
+def assembled(config: GrpoConfig, job: Job, given: Given) -> Iterator[Assembled]:
+    """Load model, engine and problems, and see that they fit together."""
     task = task_of(config, job.written, given)
     if config.data.check:
         check_rewards(task.problems, task.judges.reward, task.judges.full)
@@ -131,19 +143,35 @@ def steps(config: GrpoConfig, job: Job, given: Given = Given()) -> Iterator[Repo
         check_prompts(prompts, [*task.problems, *task.held_out], max_tokens=config.sampling.max_tokens)
         source = source_of(config, task, engine, prompts)
         held_out = held_out_of(config, task) if task.held_out else None
-        with opened(
+        yield Assembled(task, trained, source, held_out)
+
+
+def steps(config: GrpoConfig, job: Job, given: Given = Given()) -> Iterator[Report]:
+    """Train, step by step; the final model is written after the last one."""
+    with (
+        assembled(config, job, given) as made,
+        opened(
             job,
             config.run,
             "grpo",
-            {"policy": trained.learner},
+            {"policy": made.trained.learner},
             saves_every_step=config.lora is not None,
-            checkpoint_bytes=trained.checkpoint_bytes,
-        ) as run:
-            for report in algorithm.train(trained.learner, source, task.objective, run, held_out):
-                yield report
-                if report.stopped:
-                    return
-            save_final(run, trained, config.model.name)
+            checkpoint_bytes=made.trained.checkpoint_bytes,
+        ) as run,
+    ):
+        policy, objective = made.trained.learner, made.task.objective
+        for report in algorithm.train(policy, made.source, objective, run, made.held_out):
+            yield report
+            if report.stopped:
+                return
+        save_final(run, made.trained, config.model.name)
+
+
+def probe(config: GrpoConfig, job: Job, given: Given = Given()) -> str:
+    """What a step will take, tried for a few seconds; nothing is written."""
+    with assembled(config, job, given) as made:
+        found = estimate(made.trained.learner, made.source, made.task.objective, config.compute.max_tokens)
+    return found.text(config.run.steps)
 
 
 def policy_of(config: GrpoConfig, objective: Objective) -> Trained:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from etude.data import TASKS
+from etude.recipes.accuracy import PARSED, fitting_reward, judges_for
 from etude.records import EtudeError, Problem
 from etude.rewards import AnyReward, Judge, combine, judge_of, load_reward
+from etude.train.judge import RECORD, as_reward
 
-PARSED = ("math", "choice", "text", "reasoning_gym")
-"""Rewards that read an answer strictly and leniently."""
 CHECKED = (*PARSED, "format")
 """Rewards that give a gold answer, rightly written down, full marks; of others nothing is known."""
 
@@ -31,9 +31,16 @@ class Judges:
 def judges_of(
     reward: str | Mapping[str, float] | AnyReward | Judge | None, problems: Sequence[Problem]
 ) -> Judges:
-    """reward: a name, names with weights, a function; None: what the problems bring with them, else math."""
+    """reward: a name (or a reward model's folder), names with weights, a function; None: what the problems
+    bring with them, else math. Beside a reward model, accuracy is judged by rules where there are answers."""
     if reward is None:
         reward = fitting_reward(problems)
+    if isinstance(reward, str) and is_reward_model(reward):
+        judge = reward_named(reward)
+        if all(problem.answer is None for problem in problems):
+            return Judges(judge, judge)
+        accuracy, _, parts = judges_for(fitting_reward(problems))
+        return Judges(judge, accuracy, parts)
     if isinstance(reward, str):
         accuracy, _, parts = judges_for(reward)
         known = reward.partition("?")[0] in CHECKED
@@ -49,11 +56,14 @@ def _weighted(weights: Mapping[str, float]) -> Judges:
     full marks."""
     if not weights:
         raise EtudeError("reward: name at least one, such as math = 1.0")
-    bare = [name.partition("?")[0].rpartition(":")[2] for name in weights]
+    bare = [
+        "reward_model" if is_reward_model(name) else name.partition("?")[0].rpartition(":")[2]
+        for name in weights
+    ]
     labels = {
         name: short if bare.count(short) == 1 else name for name, short in zip(weights, bare, strict=True)
     }
-    judges = {labels[name]: load_reward(name) for name in weights}
+    judges = {labels[name]: reward_named(name) for name in weights}
     counted = {labels[name]: weight for name, weight in weights.items() if weight}
     total = combine(judges, {labels[name]: weight for name, weight in weights.items()})
     reading = [name for name in weights if name.partition("?")[0] in PARSED]
@@ -65,27 +75,13 @@ def _weighted(weights: Mapping[str, float]) -> Judges:
     return Judges(total, total, (), counted, full)
 
 
-def judges_for(name: str) -> tuple[Judge, Judge, tuple[str, ...]]:
-    """(what judges, the strict one, the parts that say what is right) for a reward by name.
-
-    >>> judges_for("math")[2], judges_for("math?parse=lenient")[2], judges_for("format")[2]
-    (('strict', 'lenient'), (), ())
-    """
-    bare, _, query = name.partition("?")
-    if bare not in PARSED or "parse=" in query or "form=" in query:
-        judge = load_reward(name)
-        return judge, judge, ()
-    strict, lenient = (
-        load_reward(f"{bare}?parse={parse}&{query}".rstrip("&")) for parse in ("strict", "lenient")
-    )
-    return combine({"strict": strict, "lenient": lenient}), strict, ("strict", "lenient")
+def is_reward_model(name: str) -> bool:
+    """Whether it is a folder that `etude reward-model` wrote."""
+    return (Path(name) / RECORD).is_file()
 
 
-def fitting_reward(problems: Sequence[Problem]) -> str:
-    """The name of the reward that problems bring with them, else math."""
-    if not problems:
-        raise EtudeError("there are no problems")
-    columns = problems[0].columns
-    if columns.get("task") in TASKS:
-        return TASKS[columns["task"]].reward
-    return "reasoning_gym" if "reasoning_gym" in columns else "math"
+def reward_named(name: str) -> Judge:
+    """The reward of that name, or the reward model in that folder."""
+    if is_reward_model(name):
+        return judge_of(as_reward(name), "reward_model", timeout_s=None)
+    return load_reward(name)

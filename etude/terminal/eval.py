@@ -9,20 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from etude.data import TASKS, best_constant, check_problems, load_problems
+from etude.data import best_constant, check_problems, load_problems
 from etude.engine.engine import Engine
 from etude.evals import Evaluation, evaluate
 from etude.model.chat import ChatTemplate
+from etude.recipes.accuracy import fitting_reward, judges_for
 from etude.records import EtudeError, Problem, Rollout, SamplingParams
-from etude.rewards import Judge, combine, load_reward
+from etude.rewards import Judge
 from etude.rollout import PromptWriter, check_prompts, collect, single_turn
 from etude.runlog import rollout_row
 from etude.terminal.loading import open_engine
 from etude.terminal.model import model_path
 from etude.terminal.options import Options, UsageError
-
-PARSED = ("math", "choice", "text", "reasoning_gym")
-"""Rewards that read an answer strictly and leniently."""
 
 AT_ONCE = 64
 """Problems that are sampled together."""
@@ -63,32 +61,6 @@ def run(options: Options) -> int:
         _write(options, "json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")
     sys.stdout.write(json.dumps(report) + "\n" if options["json"] == "-" else table(found, constant))
     return 0
-
-
-def judges_for(name: str) -> tuple[Judge, Judge, tuple[str, ...]]:
-    """(what judges, the strict one, the parts that say what is right) for a reward by name.
-
-    >>> judges_for("math")[2], judges_for("math?parse=lenient")[2], judges_for("format")[2]
-    (('strict', 'lenient'), (), ())
-    """
-    bare, _, query = name.partition("?")
-    if bare not in PARSED or "parse=" in query or "form=" in query:
-        judge = load_reward(name)
-        return judge, judge, ()
-    strict, lenient = (
-        load_reward(f"{bare}?parse={parse}&{query}".rstrip("&")) for parse in ("strict", "lenient")
-    )
-    return combine({"strict": strict, "lenient": lenient}), strict, ("strict", "lenient")
-
-
-def fitting_reward(problems: Sequence[Problem]) -> str:
-    """The name of the reward that problems bring with them, else math."""
-    if not problems:
-        raise EtudeError("there are no problems")
-    columns = problems[0].columns
-    if columns.get("task") in TASKS:
-        return TASKS[columns["task"]].reward
-    return "reasoning_gym" if "reasoning_gym" in columns else "math"
 
 
 def sampling(options: Options) -> SamplingParams:

@@ -41,6 +41,7 @@ TRAININGS: Mapping[str, Training] = {
         "etude grpo examples/add.toml --run.steps 40\n"
         '    etude grpo --data.train "task:add?low=1&high=9" --data.held_out_size 30\n'
         "    etude grpo --data.train mine.jsonl --reward my_rewards.py:polite --lora.rank 16",
+        grpo.probe,
     ),
 }
 

@@ -135,6 +135,15 @@ def test_rewards_with_weights(tmp_path: Path) -> None:
     assert set(read.written) == {"reward", "lora.rank"}
 
 
+def test_a_dry_run_says_what_a_step_takes_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["grpo", str(config_file(tmp_path)), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "tokens sampled" in out and "s a step" in out and "GiB" in out
+    assert not (tmp_path / "runs").exists()
+
+
 def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["grpo", "--help"]) == 0
     out = capsys.readouterr().out
