@@ -9,7 +9,7 @@ T tokens, K inputs and N outputs of a product, H query heads, G key/value heads,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -359,25 +359,42 @@ def heads_of(
 # ── the gate of the feed-forward block ──
 
 
+CACHED_BYTES = 3 << 19
+"""The gate works on this much of its input at a time: what is between its steps stays in the cache."""
+
+
 class _Gated(Function):
     @staticmethod
     def forward(ctx: Any, gate_up_TN: Tensor, activation: str) -> Tensor:
-        gate_TF, up_TF = gate_up_TN.chunk(2, -1)
         ctx.activation = activation
         ctx.save_for_backward(gate_up_TN)
-        return ACTIVATIONS[activation][0](gate_TF).mul_(up_TF)
+        n_tokens, n = gate_up_TN.shape
+        a_TF = gate_up_TN.new_empty((n_tokens, n // 2))
+        for rows in _cached_rows(gate_up_TN):
+            gate_RF, up_RF = gate_up_TN[rows].chunk(2, -1)
+            torch.mul(ACTIVATIONS[activation][0](gate_RF), up_RF, out=a_TF[rows])
+        return a_TF
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_TF: Tensor) -> tuple[Any, ...]:
         (gate_up_TN,) = ctx.saved_tensors
-        gate_TF, up_TF = gate_up_TN.chunk(2, -1)
         forward, backward = ACTIVATIONS[ctx.activation]
         d_TN = torch.empty_like(gate_up_TN)
-        d_gate, d_up = d_TN.chunk(2, -1)
-        torch.mul(forward(gate_TF), g_TF, out=d_up)
-        backward(g_TF * up_TF, gate_TF, d_gate)
+        for rows in _cached_rows(gate_up_TN):
+            gate_RF, up_RF = gate_up_TN[rows].chunk(2, -1)
+            d_gate, d_up = d_TN[rows].chunk(2, -1)
+            torch.mul(forward(gate_RF), g_TF[rows], out=d_up)
+            backward(g_TF[rows] * up_RF, gate_RF, d_gate)
         return d_TN, None
+
+
+def _cached_rows(x_TN: Tensor) -> Iterator[slice]:
+    """Slices of the rows, of CACHED_BYTES each; all at once on a device that wants large operations."""
+    n_tokens, n = x_TN.shape
+    step = max(16, CACHED_BYTES // (n * x_TN.element_size())) if x_TN.device.type == "cpu" else n_tokens
+    for start in range(0, n_tokens, step):
+        yield slice(start, start + step)
 
 
 def _silu_backward(g: Tensor, x: Tensor, out: Tensor) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from etude.model import attention, segments
+from etude.model import attention, operators, segments
 from etude.model.family import ModelConfig
 from etude.model.segments import Layout, Segment
 from etude.model.transformer import Transformer, load_transformer
@@ -171,6 +171,16 @@ def test_packed_is_one_by_one() -> None:
         packed = model(Layout.roots(sequences))
         alone = torch.cat([model(Layout.roots([sequence])) for sequence in sequences])
     assert (packed - alone).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["gemma3", "llama"])
+def test_the_gate_works_in_parts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """99 tokens in parts of 16: not a bit changes."""
+    model, _ = load_transformer(FIXTURES / name)
+    whole = gradients(model, forest())
+    monkeypatch.setattr(operators, "CACHED_BYTES", 1)
+    parts = gradients(model, forest())
+    assert all(torch.equal(whole[n], parts[n]) for n in whole)
 
 
 def test_many_scores_are_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
