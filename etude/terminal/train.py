@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from etude.recipes import grpo
+from etude.recipes import dpo, grpo, ppo, reward_model, sft
 from etude.runlog import RunReader
 from etude.terminal.config import Configured, leaves, read_config
 from etude.terminal.live import Live
@@ -35,6 +35,24 @@ class Training:
 
 
 TRAININGS: Mapping[str, Training] = {
+    "sft": Training(
+        sft.SftConfig,
+        sft.steps,
+        "etude sft examples/sft.toml --batches.epochs 3\n"
+        "    etude sft --data.train conversations.jsonl --data.held_out_size 100 --lora.rank 16",
+    ),
+    "reward-model": Training(
+        reward_model.RewardModelConfig,
+        reward_model.steps,
+        "etude reward-model examples/reward_model.toml\n"
+        "    etude reward-model --data.train pairs.jsonl --data.held_out_size 200",
+    ),
+    "dpo": Training(
+        dpo.DpoConfig,
+        dpo.steps,
+        "etude dpo examples/dpo.toml --dpo.loss ipo\n"
+        "    etude dpo --data.train pairs.jsonl --data.held_out_size 200 --lora.rank 16",
+    ),
     "grpo": Training(
         grpo.GrpoConfig,
         grpo.steps,
@@ -42,6 +60,12 @@ TRAININGS: Mapping[str, Training] = {
         '    etude grpo --data.train "task:add?low=1&high=9" --data.held_out_size 30\n'
         "    etude grpo --data.train mine.jsonl --reward my_rewards.py:polite --lora.rank 16",
         grpo.probe,
+    ),
+    "ppo": Training(
+        ppo.PpoConfig,
+        ppo.steps,
+        "etude ppo examples/ppo.toml\n"
+        "    etude ppo examples/ppo.toml --ppo.critic runs/reward-model-001/final --ppo.lam 0.95",
     ),
 }
 

@@ -116,7 +116,13 @@ MERGE = Verb("merge", "put a LoRA adapter into a model's weights", "etude merge 
 
 # trainings read a config file and dotted overrides (terminal/train.py, which has a row for each)
 GRPO = Verb("grpo", "teach a model by a reward: GRPO and its successors", "etude grpo [CONFIG.toml]", ())
-TRAININGS = (GRPO,)
+PPO = Verb("ppo", "the same with a critic: PPO, as RLHF has it", "etude ppo [CONFIG.toml]", ())
+SFT = Verb("sft", "teach a model the answers of conversations and texts", "etude sft [CONFIG.toml]", ())
+REWARD_MODEL = Verb(
+    "reward-model", "train a judge of answers from pairs or labels", "etude reward-model [CONFIG.toml]", ()
+)
+DPO = Verb("dpo", "teach a model by preferences: DPO, IPO, KTO, ORPO, SimPO", "etude dpo [CONFIG.toml]", ())
+TRAININGS = (SFT, REWARD_MODEL, PPO, GRPO, DPO)
 
 VERSION = Verb("version", "versions of this program and its parts", "etude version", ())
 
