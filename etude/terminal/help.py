@@ -13,7 +13,9 @@ _INDENT = 34
 
 def overview(verbs: Iterable[Verb]) -> str:
     """The help of the program itself."""
-    lines = [f"    {verb.name:<10}{verb.summary}" for verb in verbs]
+    verbs = list(verbs)
+    width = max(len(verb.name) for verb in verbs) + 2
+    lines = [f"    {verb.name:<{width}}{verb.summary}" for verb in verbs]
     return (
         "usage: etude VERB …\n\nRuns language models on this machine's CPU.\n\n"
         + "\n".join(lines)
