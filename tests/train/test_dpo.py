@@ -202,9 +202,11 @@ def test_it_learns_to_prefer(
     with run_of(tmp_path / "run", learner, 24, every=24) as run:
         reports = list(dpo(learner, data, epochs_of(64, 16, 24), LossEvalSettings(every=0), run))
     first, last = reports[0].row, reports[-1].row
-    # (of held-out pairs only the ends can be learnt: their letters are drawn, and IPO takes those seriously)
-    assert last["eval/accuracy/low"] > 0.5 and last["eval/margin"] > first["eval/margin"]
     assert last["accuracy"] > 0.8 and last["loss"] < reports[1].row["loss"]
+    # Of held-out pairs only the ends can be learnt: their letters are drawn, and a loss with a target takes those
+    # seriously.
+    if settings.label_smoothing is None and settings.loss != "ipo":
+        assert last["eval/accuracy/low"] > 0.5 and last["eval/margin"] > first["eval/margin"]
 
 
 def test_kto_learns(tiny: Path, comparisons: list[Comparison], tmp_path: Path) -> None:
