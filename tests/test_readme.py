@@ -77,7 +77,7 @@ def test_the_documents_name_verbs_and_targets_that_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for path in DOCUMENTS:
         text = path.read_text()
-        for verb in re.findall(r"(?:`|^    |bin/)etude ([a-z]+)", text, re.MULTILINE):
+        for verb in re.findall(r"(?:`|^    |bin/)etude ([a-z]+(?:-[a-z]+)*)", text, re.MULTILINE):
             assert verb in VERBS, f"{path.name}: etude {verb}"
         for target in re.findall(r"(?:`|^    |^)make ([a-z-]+)", text, re.MULTILINE):
             assert target in targets, f"{path.name}: make {target}"
