@@ -74,7 +74,7 @@ BY_HAND: dict[str, tuple[DPOSettings, Callable[..., float]]] = {
 @pytest.fixture(scope="module")
 def comparisons(tiny: Path) -> list[Comparison]:
     with writer_of(tiny) as prompts:
-        return comparisons_of(prompts, pairs(96))
+        return comparisons_of(prompts, pairs(96, twins=True))
 
 
 def labelled(comparisons: list[Comparison]) -> list[Sample]:
@@ -197,16 +197,14 @@ def test_a_reference_is_computed_only_where_it_is_used(tiny: Path, comparisons: 
 def test_it_learns_to_prefer(
     tiny: Path, comparisons: list[Comparison], tmp_path: Path, settings: DPOSettings
 ) -> None:
-    learner = learner_of(tiny)
+    # losses with a target overshoot it where a step is large
+    learner = learner_of(tiny, 3e-4 if settings.objective().reference else 1e-3)
     data = Pairs.of(settings.objective(), learner, comparisons[:64], comparisons[64:])
     with run_of(tmp_path / "run", learner, 24, every=24) as run:
         reports = list(dpo(learner, data, epochs_of(64, 16, 24), LossEvalSettings(every=0), run))
     first, last = reports[0].row, reports[-1].row
-    assert last["accuracy"] > 0.8 and last["loss"] < reports[1].row["loss"]
-    # Of held-out pairs only the ends can be learnt: their letters are drawn, and a loss with a target takes those
-    # seriously.
-    if settings.label_smoothing is None and settings.loss != "ipo":
-        assert last["eval/accuracy/low"] > 0.5 and last["eval/margin"] > first["eval/margin"]
+    assert last["eval/loss"] < first["eval/loss"] and last["eval/margin"] > first["eval/margin"]
+    assert last["eval/accuracy/low"] > 0.5 and last["accuracy"] > 0.6
 
 
 def test_kto_learns(tiny: Path, comparisons: list[Comparison], tmp_path: Path) -> None:

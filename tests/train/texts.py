@@ -47,14 +47,15 @@ def writer_of(path: Path, template: str | None = None) -> Iterator[PromptWriter]
         yield prompt_writer(source, template)
 
 
-def pairs(n: int, seed: int = 0) -> list[Preference]:
-    """The better answer ends with a full stop, the worse one with an exclamation mark; equally long."""
+def pairs(n: int, seed: int = 0, *, twins: bool = False) -> list[Preference]:
+    """The better answer ends with a full stop, the worse one with an exclamation mark. twins: that is all by
+    which they differ; else neither their letters nor their lengths say anything."""
     draw = random.Random(seed)
     made = []
     for at in range(n):
         question = (Message("user", f"{draw.choice(WORDS)} {at}?"),)
         good, bad = ("".join(draw.choices("abcdefgh", k=draw.randint(2, 8))) for _ in range(2))
-        made.append(Preference(f"p{at}", question, f"{good}.", f"{bad}!"))
+        made.append(Preference(f"p{at}", question, f"{good}.", f"{good if twins else bad}!"))
     return made
 
 
