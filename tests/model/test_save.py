@@ -118,7 +118,7 @@ def test_types_of_gguf(type: str, tmp_path: Path) -> None:
         rounded = reference_quants.dequantize(kind, reference_quants.quantize(kind, values), values.shape)
         np.testing.assert_array_equal(file.dequantize("blk.0.ffn_up.weight"), rounded)
     with Engine.load(path, context=64) as engine:
-        assert len(engine.generate([[5, 6, 7]], max_tokens=4)[0][0].token_ids) == 4
+        assert len(engine.generate([[5, 6, 7]], max_tokens=4, ignore_eos=True)[0][0].token_ids) == 4
 
 
 def test_large_models_come_in_shards(tmp_path: Path) -> None:
