@@ -8,9 +8,9 @@
     learner = LocalLearner(transformer, AdamWSettings(learning_rate=1e-4), lora=LoraSettings())
     judge = LocalLearner(transformer)                           scores only
 
-Weights are f32 and products are computed in bf16, which keeps what a small learning rate changes. An update
-is a loop over micro-batches that add up gradients; because a loss divides by totals of the whole step, how
-samples were packed changes rounding and nothing else.
+Weights are f32, which keeps what a small learning rate changes; products are computed in bf16 or f32. An
+update is a loop over micro-batches that add up gradients; because a loss divides by totals of the whole step,
+how samples were packed changes rounding and nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +37,12 @@ from etude.learner.quantized import QuantizedLinear
 from etude.learner.tensors import copies_alongside, standing_in, zeros_alongside
 from etude.model.heads import ScalarHead
 from etude.model.projections import Linear
+from etude.model.rates import fastest_dtype
 from etude.model.transformer import Transformer
 from etude.records import EtudeError
 
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
+AUTO = "auto"
 
 ADAPTER = "learner"
 """Name under which a LoRA is given to an engine."""
@@ -50,19 +52,29 @@ ADAPTER = "learner"
 class ComputeSettings:
     """How a step is computed; nothing here changes what is learnt, but for rounding.
 
-    dtype: of products, "bf16" or "f32". max_tokens: packed tokens of a micro-batch. checkpoint: keep the
-    stream between layers only and compute each layer again in the backward.
+    dtype: of products, "bf16" or "f32"; "auto": what this machine is faster with, measured once when a run
+    begins and kept by it. max_tokens: packed tokens of a micro-batch. checkpoint: keep the stream between
+    layers only and compute each layer again in the backward.
     """
 
-    dtype: str = "bf16"
+    dtype: str = AUTO
     max_tokens: int = 1024
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        if self.dtype not in COMPUTE_DTYPES:
-            raise EtudeError(f"dtype is {self.dtype!r}; products can be computed in bf16 or f32")
+        if self.dtype not in (*COMPUTE_DTYPES, AUTO):
+            raise EtudeError(
+                f"dtype is {self.dtype!r}; products can be computed in bf16, in f32, or auto: the faster"
+            )
         if self.max_tokens < 1:
             raise EtudeError(f"max_tokens is {self.max_tokens}; it must be at least 1")
+
+    def measured(self, device: torch.device | str) -> ComputeSettings:
+        """The same with a dtype, which is measured where it is "auto"."""
+        if self.dtype != AUTO:
+            return self
+        fastest = fastest_dtype(str(device))
+        return replace(self, dtype=next(name for name, one in COMPUTE_DTYPES.items() if one == fastest))
 
 
 class LocalLearner:
@@ -85,11 +97,11 @@ class LocalLearner:
             raise EtudeError(f"temperature is {temperature}; log-probabilities take one above 0")
         self.transformer = transformer
         self.head = head
-        self.compute = compute or ComputeSettings()
+        self._device = transformer.final_norm.weight.device
+        self.compute = (compute or ComputeSettings()).measured(self._device)
         self.temperature = temperature
         self._lora = lora
         self._dtype = COMPUTE_DTYPES[self.compute.dtype]
-        self._device = transformer.final_norm.weight.device
         self._base = _digest(transformer) if lora is not None else ""
         pairs = None if lora is None else add_lora(transformer, lora)
         self._body = dict(transformer.named_parameters()) if pairs is None else pairs

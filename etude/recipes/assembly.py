@@ -6,12 +6,13 @@ Settings that exclude each other are refused here, before anything large is load
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from etude.data import Order, check_problems, load_problems, split, without
 from etude.engine.engine import Engine
-from etude.learner.local import ComputeSettings, LocalLearner
+from etude.learner.local import AUTO, ComputeSettings, LocalLearner
 from etude.learner.lora import LoraSettings, lora_weights
 from etude.learner.optimizer import AdamWSettings
 from etude.learner.quantized import load_frozen
@@ -24,18 +25,46 @@ from etude.model.save import save_gguf, save_hf_folder
 from etude.model.transformer import load_transformer
 from etude.records import EtudeError, Problem
 from etude.rollout import PromptWriter
-from etude.train.run import Run
+from etude.runlog import RunReader
+from etude.train.run import Job, Run
 from etude.train.settings import DataSettings, ModelSettings, SamplingSettings
 
 Source = GGUFFile | HFFolder
 
-FULL_WEIGHT_TYPE = "q8_0"
+FULL_WEIGHT_TYPE = "f16"
 """In what the engine holds the matrices of a model that is trained whole; see SamplingSettings."""
 CHECKED = 500
 """Problems whose gold answer is judged before training."""
 PROMPT_TOKENS = 512
 """What a prompt is taken to need at most when the engine's cache is sized."""
 MODEL_FILE, ADAPTER_FILE, FOLDER_DTYPE = "model.gguf", "adapter.gguf", "bf16"
+
+
+class Computed(Protocol):
+    """The settings of a run that computes with a model."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def model(self) -> ModelSettings: ...
+
+    @property
+    def compute(self) -> ComputeSettings: ...
+
+
+Config = TypeVar("Config", bound=Computed)
+
+
+def settled(config: Config, job: Job) -> tuple[Config, Job]:
+    """Both with the dtype of the products as it stays for the whole run: what the user wrote; for "auto" what
+    a resumed run has in its config.toml, else what is measured now, which goes into that file."""
+    compute = config.compute
+    if job.resume:
+        stored = RunReader(job.folder).config.get("compute", {}).get("dtype", compute.dtype)
+        compute = replace(compute, dtype=stored) if compute.dtype == AUTO else compute
+    compute = compute.measured(config.model.device)
+    record = {**job.config, "compute": {**job.config.get("compute", {}), "dtype": compute.dtype}}
+    return replace(config, compute=compute), replace(job, config=record)
 
 
 @dataclass(frozen=True)

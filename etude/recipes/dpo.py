@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from etude.data import load_labelled, load_preferences
 from etude.learner.batch import Sample
-from etude.recipes.assembly import refuse_without_effect, save_final
+from etude.recipes.assembly import refuse_without_effect, save_final, settled
 from etude.recipes.reward_model import comparisons, labelled_samples, n_tokens_of
 from etude.recipes.texts import (
     Rates,
@@ -42,6 +42,7 @@ class DpoConfig(TextConfig):
 
 def steps(config: DpoConfig, job: Job) -> Iterator[Report]:
     """Train, step by step; the final model is written after the last one."""
+    config, job = settled(config, job)
     refuse_without_effect(job.written, ("optimizer.head_learning_rate",), "DPO has no scalar head")
     objective = config.dpo.objective()
     pairs: tuple[list[Comparison], list[Comparison]] = ([], [])

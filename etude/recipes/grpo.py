@@ -31,6 +31,7 @@ from etude.recipes.assembly import (
     prompts_of,
     refuse_without_effect,
     save_final,
+    settled,
 )
 from etude.recipes.judging import Judges, judges_of
 from etude.recipes.probe import estimate
@@ -111,7 +112,7 @@ def task_of(config: GrpoConfig, written: Mapping[str, str], given: Given) -> Tas
         why = "nothing is held out; set data.held_out or data.held_out_size"
         refuse_without_effect(written, ("eval",), why)
     refuse_without_effect(written, ("optimizer.head_learning_rate",), "GRPO has no scalar head")
-    judges = judges_of(config.reward if given.reward is None else given.reward, problems)
+    judges = judges_of(config.reward if given.reward is None else given.reward, problems, config.compute)
     return Task(problems, held_out[: config.eval.limit], judges, objective, samples)
 
 
@@ -148,6 +149,7 @@ def assembled(config: GrpoConfig, job: Job, given: Given) -> Iterator[Assembled]
 
 def steps(config: GrpoConfig, job: Job, given: Given = Given()) -> Iterator[Report]:
     """Train, step by step; the final model is written after the last one."""
+    config, job = settled(config, job)
     with (
         assembled(config, job, given) as made,
         opened(
@@ -169,6 +171,7 @@ def steps(config: GrpoConfig, job: Job, given: Given = Given()) -> Iterator[Repo
 
 def probe(config: GrpoConfig, job: Job, given: Given = Given()) -> str:
     """What a step will take, tried for a few seconds; nothing is written."""
+    config, job = settled(config, job)
     with assembled(config, job, given) as made:
         found = estimate(made.trained.learner, made.source, made.task.objective, config.compute.max_tokens)
     return found.text(config.run.steps)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from etude.learner.local import ComputeSettings
 from etude.recipes.accuracy import PARSED, fitting_reward, judges_for
 from etude.records import EtudeError, Problem
 from etude.rewards import AnyReward, Judge, combine, judge_of, load_reward
@@ -29,14 +30,17 @@ class Judges:
 
 
 def judges_of(
-    reward: str | Mapping[str, float] | AnyReward | Judge | None, problems: Sequence[Problem]
+    reward: str | Mapping[str, float] | AnyReward | Judge | None,
+    problems: Sequence[Problem],
+    compute: ComputeSettings | None = None,
 ) -> Judges:
     """reward: a name (or a reward model's folder), names with weights, a function; None: what the problems
-    bring with them, else math. Beside a reward model, accuracy is judged by rules where there are answers."""
+    bring with them, else math. Beside a reward model, accuracy is judged by rules where there are answers.
+    compute: how a reward model's scores are."""
     if reward is None:
         reward = fitting_reward(problems)
     if isinstance(reward, str) and is_reward_model(reward):
-        judge = reward_named(reward)
+        judge = reward_named(reward, compute)
         if all(problem.answer is None for problem in problems):
             return Judges(judge, judge)
         accuracy, _, parts = judges_for(fitting_reward(problems))
@@ -46,12 +50,12 @@ def judges_of(
         known = reward.partition("?")[0] in CHECKED
         return Judges(load_reward(reward), accuracy, parts, full=1.0 if known else None)
     if isinstance(reward, Mapping):
-        return _weighted(reward)
+        return _weighted(reward, compute)
     judge = judge_of(reward)
     return Judges(judge, judge)
 
 
-def _weighted(weights: Mapping[str, float]) -> Judges:
+def _weighted(weights: Mapping[str, float], compute: ComputeSettings | None) -> Judges:
     """A weighted sum. Accuracy is that of the first reward that reads answers, else the sum reaching its
     full marks."""
     if not weights:
@@ -63,7 +67,7 @@ def _weighted(weights: Mapping[str, float]) -> Judges:
     labels = {
         name: short if bare.count(short) == 1 else name for name, short in zip(weights, bare, strict=True)
     }
-    judges = {labels[name]: reward_named(name) for name in weights}
+    judges = {labels[name]: reward_named(name, compute) for name in weights}
     counted = {labels[name]: weight for name, weight in weights.items() if weight}
     total = combine(judges, {labels[name]: weight for name, weight in weights.items()})
     reading = [name for name in weights if name.partition("?")[0] in PARSED]
@@ -80,8 +84,8 @@ def is_reward_model(name: str) -> bool:
     return (Path(name) / RECORD).is_file()
 
 
-def reward_named(name: str) -> Judge:
+def reward_named(name: str, compute: ComputeSettings | None = None) -> Judge:
     """The reward of that name, or the reward model in that folder."""
     if is_reward_model(name):
-        return judge_of(as_reward(name), "reward_model", timeout_s=None)
+        return judge_of(as_reward(name, compute=compute), "reward_model", timeout_s=None)
     return load_reward(name)

@@ -33,6 +33,7 @@ from etude.recipes.assembly import (
     prompts_of,
     refuse_without_effect,
     save_final,
+    settled,
 )
 from etude.recipes.grpo import Given, RewardNames
 from etude.recipes.judging import Judges, judges_of
@@ -88,6 +89,7 @@ class PpoConfig:
 
 def steps(config: PpoConfig, job: Job, given: Given = BY_NAME) -> Iterator[Report]:
     """Train, step by step; the final model, the actor, is written after the last one."""
+    config, job = settled(config, job)
     check_effects(config.ppo, job.written)
     if given.problems is None:
         problems, held_out = problems_of(config.data, config.run.seed)
@@ -96,7 +98,7 @@ def steps(config: PpoConfig, job: Job, given: Given = BY_NAME) -> Iterator[Repor
     if not held_out:
         why = "nothing is held out; set data.held_out or data.held_out_size"
         refuse_without_effect(job.written, ("eval",), why)
-    judges = judges_of(config.reward if given.reward is None else given.reward, problems)
+    judges = judges_of(config.reward if given.reward is None else given.reward, problems, config.compute)
     if config.data.check:
         check_rewards(problems, judges.reward, judges.full)
     actor, critic = actor_of(config), critic_of(config)

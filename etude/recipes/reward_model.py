@@ -17,7 +17,7 @@ from etude.data import Labelled, Preference, load_labelled, load_preferences
 from etude.learner.batch import Sample
 from etude.model.family import ModelConfig
 from etude.model.heads import ScalarHead
-from etude.recipes.assembly import Trained
+from etude.recipes.assembly import Trained, settled
 from etude.recipes.texts import (
     Rates,
     TextConfig,
@@ -59,6 +59,7 @@ def steps(config: RewardModelConfig, job: Job) -> Iterator[Report]:
     """Train, step by step; the finished reward model is written after the last one."""
     if config.run.final == "gguf":
         raise EtudeError("run.final is gguf; a reward model is written as a folder: write folder, or none")
+    config, job = settled(config, job)
     data, n_items, model = data_of(config, job)
     epochs = epochs_of(config, n_items, RATES)
     generator = torch.Generator().manual_seed(config.run.seed)

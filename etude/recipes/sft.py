@@ -17,7 +17,7 @@ from itertools import takewhile
 from etude.data import Example, load_examples
 from etude.learner.batch import Sample
 from etude.model.family import ModelConfig
-from etude.recipes.assembly import refuse_without_effect, save_final
+from etude.recipes.assembly import refuse_without_effect, save_final, settled
 from etude.recipes.texts import (
     Rates,
     TextConfig,
@@ -45,6 +45,7 @@ class SftConfig(TextConfig):
 
 def steps(config: SftConfig, job: Job) -> Iterator[Report]:
     """Train, step by step; the final model is written after the last one."""
+    config, job = settled(config, job)
     refuse_without_effect(job.written, ("optimizer.head_learning_rate",), "SFT has no scalar head")
     training, held_out = parted(config, job.written, load_examples, prompt_of)
     with reading(config.model) as (prompts, model):

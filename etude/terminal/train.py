@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from etude.recipes import dpo, grpo, ppo, reward_model, sft
+from etude.recipes.assembly import settled
 from etude.runlog import RunReader
 from etude.terminal.config import Configured, leaves, read_config
 from etude.terminal.live import Live
@@ -87,10 +88,12 @@ def main(verb: Verb, argv: Sequence[str]) -> int:
             raise UsageError(f"--dry-run: etude {verb.name} has none")
         sys.stdout.write(training.probe(read.config, job))
         return 0
-    print(f"{job.folder}: {'going on' if job.resume else 'a new run'}", file=sys.stderr)
+    config, job = settled(read.config, job)
+    begun, how = "going on" if job.resume else "a new run", f"products in {config.compute.dtype}"
+    print(f"{job.folder}: {begun}, {how}", file=sys.stderr)
     stopped = False
-    with Live(f"{verb.name} {job.folder.name}") as live:
-        for report in training.steps(read.config, job):
+    with Live(f"{verb.name} {job.folder.name}, {how}") as live:
+        for report in training.steps(config, job):
             live.show(report)
             stopped = report.stopped
     if stopped:

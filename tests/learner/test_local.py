@@ -281,7 +281,7 @@ def test_what_cannot_be_asked_for() -> None:
         learner_of(optimizer=None).update(samples, policy_loss, denominators=Denominators.of(samples))
     with pytest.raises(EtudeError, match="above 0"):
         learner_of(temperature=0.0)
-    with pytest.raises(EtudeError, match="bf16 or f32"):
+    with pytest.raises(EtudeError, match="bf16, in f32, or auto"):
         ComputeSettings(dtype="f16")
 
 
