@@ -112,3 +112,10 @@ class Learner(Protocol):
 
     def restore(self, folder: Path) -> None:
         """Go on from `save`, bit for bit. EtudeError for files of another model or other settings."""
+
+
+class Policy(Learner, Protocol):
+    """A learner with a reference model to measure KL to."""
+
+    def refresh_reference(self) -> None:
+        """The reference becomes the policy as it is now."""

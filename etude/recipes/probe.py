@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from etude.learner.batch import Sample
-from etude.learner.learner import Denominators
-from etude.train.grpo import Policy, answers_of, draw_groups, grpo_loss, prepare
+from etude.learner.learner import Denominators, Policy
+from etude.train.grpo import answers_of, draw_groups, grpo_loss, prepare
 from etude.train.grpo_settings import Objective
 from etude.train.run import memory_bytes
 from etude.train.sampling import RolloutSource

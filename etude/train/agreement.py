@@ -53,6 +53,7 @@ def mismatch_row(samples: Sequence[Sample], learner: Sequence[F32]) -> dict[str,
     gaps = Gaps.of([samples[i] for i in chosen], [learner[i] for i in chosen])
     measured = mismatch(*(torch.from_numpy(values) for values in (gaps.learner, gaps.sampler, gaps.mask)))
     return {
+        "mismatch/tokens": float(measured.tokens),
         "mismatch/k3": measured.mean_k3,
         "mismatch/log_ratio": measured.mean_log_ratio,
         "mismatch/max_probability_change": measured.max_probability_change,

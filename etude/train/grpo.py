@@ -23,7 +23,6 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from etude.learner.batch import Batch, Sample
-from etude.learner.learner import Denominators, Learner, Loss, Metrics, Outputs, SampleOutputs
+from etude.learner.learner import Denominators, Loss, Metrics, Outputs, Policy, SampleOutputs
 from etude.records import EtudeError, Rollout
 from etude.train.advantages import token_advantages
 from etude.train.agreement import check_agreement, mismatch_row
@@ -56,13 +55,6 @@ from etude.train.step_rows import (
 )
 
 F32 = NDArray[np.float32]
-
-
-class Policy(Learner, Protocol):
-    """A learner with a reference model to measure KL to."""
-
-    def refresh_reference(self) -> None:
-        """The reference becomes the policy as it is now."""
 
 
 def train(
@@ -99,7 +91,7 @@ def train(
             mask_truncated = step > preset.mask_truncated_after * steps
             answers = answers_of(kept(groups, objective), source, objective, mask_truncated)
             if step == run.step + 1:
-                check_agreement(policy, answers.samples, objective.max_mismatch)
+                check_agreement(policy, as_sampled(answers), objective.max_mismatch)
                 clock.lap("scoring")
             # ── advantages, then the updates ──
             learnt = improve(policy, answers, objective, random.Random(f"{source.seed}/{step}"), clock)
@@ -109,8 +101,8 @@ def train(
             clock.lap("publish")
             # ── what there is to know about the step ──
             row = {**rollout_metrics(drawn, counted_parts=tuple(source.counted_parts)), **learnt.row}
-            row |= {"tokens/sampled": float(sum(sum(rollout.mask) for rollout in drawn))}
             row |= {"prompts": float(n_drawn), "epoch": run.state["position"] / len(source.problems)}
+            row |= masked_row(answers) if mask_truncated else {}
             metric = None
             if held_out is not None and held_out.is_due(step, steps):
                 evaluation, answers_held_out = held_out.measure(engine, source.prompts, adapter)
@@ -317,6 +309,9 @@ def improve(
     if objective.full_kl and not reference:
         reference = [first[i]["reference_kl"] for i in range(len(samples))]
     row |= kl_row(samples, before, reference, is_kl=objective.full_kl)
+    if all(sample.idle for sample in samples):
+        row |= first_group_row(policy, answers)
+        clock.lap("scoring")
     ratios = [np.ones(len(sample.mask), np.float32) for sample in samples]
     if objective.updates > 1:
         ratios = ratios_of(samples, now, before)
@@ -324,6 +319,30 @@ def improve(
         row |= clip_row(samples, now, before, ready.advantages, objective.preset)
     computed = [None if sample.idle else before[i] for i, sample in enumerate(samples)]
     return Learnt(row, ready.advantages, computed, ratios)
+
+
+def first_group_row(policy: Policy, answers: Answers) -> dict[str, float]:
+    """Entropy and mismatch of one group, for a step that has computed nothing: whether engine and learner
+    still agree is known in every step."""
+    group = [sample for sample in as_sampled(answers) if sample.group == answers.samples[0].group]
+    found = policy.score(group, ("logprobs", "entropy"))
+    agreement = mismatch_row(group, [outputs["logprobs"] for outputs in found])
+    return entropy_row(group, dict(enumerate(found))) | agreement
+
+
+def as_sampled(answers: Answers) -> list[Sample]:
+    """The answers with every token that was chosen, also where it is left out of the loss."""
+    return [
+        replace(sample, mask=rollout.mask[rollout.prompt_length :], skip=False)
+        for sample, rollout in zip(answers.samples, answers.rollouts, strict=True)
+    ]
+
+
+def masked_row(answers: Answers) -> dict[str, float]:
+    """The share of answers that have left the loss because they were cut off."""
+    return {
+        "truncated/masked": sum(not any(sample.mask) for sample in answers.samples) / len(answers.samples)
+    }
 
 
 def grpo_loss(objective: Objective) -> Loss:

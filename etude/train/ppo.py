@@ -23,7 +23,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from etude.learner.batch import Batch, Sample
-from etude.learner.learner import Denominators, Learner, Loss, Metrics, Outputs
+from etude.learner.learner import Denominators, Learner, Loss, Metrics, Outputs, Policy
 from etude.records import EtudeError, Rollout
 from etude.train.advantages import gae, terminal_rewards, whiten
 from etude.train.agreement import check_agreement, mismatch_row
@@ -58,13 +58,6 @@ from etude.train.step_rows import by_sample, mean_reward, speeds, stored_rows, u
 F32 = NDArray[np.float32]
 STORED = ("old_logprobs", "advantages", "old_values", "returns")
 """What is stored of each token, beside the ratio."""
-
-
-class Policy(Learner, Protocol):
-    """A learner with a reference model to measure KL to."""
-
-    def refresh_reference(self) -> None:
-        """The reference becomes the policy as it is now."""
 
 
 def train(

@@ -98,7 +98,8 @@ class Preset:
     skip_flat_groups: a group whose advantages are all 0 costs no forward and no backward (with β > 0 in the
     loss it would still feel the KL: the papers keep it). dynamic_sampling: draw further prompts in place of
     flat groups. overlong_buffer: share of the longest answer over which the reward falls by 1 (0: none).
-    mask_truncated_after: share of the run after which answers that were cut off leave the loss (1: never).
+    mask_truncated_after: share of the run after which answers that were cut off leave the loss (1: never,
+    which is what every preset does: see "Answers that were cut off" in docs/algorithms.md).
     minibatches: updates per rollout. reference_refresh: share of the run between copies of the policy into
     the reference (0: never).
     """
@@ -149,7 +150,6 @@ SMALL = Preset(
     clip=partial(losses.clipped, low=0.2, high=0.28),
     aggregation=losses.token_mean,
     correction=TIS,
-    mask_truncated_after=0.2,
 )
 DAPO = Preset(
     name="dapo",

@@ -40,7 +40,7 @@ def config_of(folder: Path, n_steps: int = 3, **changes: Any) -> GrpoConfig:
             "prompts_per_step": 4, "samples_per_prompt": 4, "max_tokens": 8, "weight_type": "f32",
             "threads": 1,
         },
-        "grpo": {"mask_truncated_after": 1.0},
+        "grpo": {},
         "eval": {"every": 0},
         "run": {"steps": n_steps, "checkpoint_every": 1},
     }  # fmt: skip

@@ -98,7 +98,7 @@ def final_bytes(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_takes_a_step(tmp_path: Path, name: str) -> None:
-    config = config_of(tmp_path, 1, grpo={"preset": name, "mask_truncated_after": None})
+    config = config_of(tmp_path, 1, grpo={"preset": name})
     [_, report] = train(config, tmp_path / "run")
     assert report.row["grad_norm"] > 0 and report.row["skipped"] == 0
     if PRESETS[name].minibatches > 1:
@@ -177,7 +177,35 @@ def test_what_needs_no_gradient_is_not_computed(tmp_path: Path) -> None:
         there = any(rollout.problem_id == "p3" for rollout in report.rollouts)
         assert report.row["samples_computed"] <= 4 * there
         if not there:
-            assert report.row["grad_norm"] == 0.0 and "mismatch/k3" not in report.row
+            assert report.row["grad_norm"] == 0.0 and report.row["tokens_computed"] == 0
+
+
+@pytest.mark.parametrize("grpo", [{}, {"minibatches": 2}, {"mask_truncated_after": 0.0}])
+def test_the_mismatch_is_known_in_every_step(tmp_path: Path, grpo: dict[str, Any]) -> None:
+    """Also where no group has a signal, or every answer has left the loss: then one group is scored."""
+
+    def at_first(problem: Problem, answer: str) -> float:
+        return letters(problem, answer) if problem.id in ("p3", "p4") else 0.5
+
+    reports = train(config_of(tmp_path, 3, grpo=grpo), tmp_path / "run", reward=at_first, held_out=0)
+    rows = [report.row for report in reports]
+    assert 0 in [row["samples_computed"] for row in rows], "a step that computes nothing"
+    for row in rows:
+        assert 0 < row["mismatch/tokens"] and row["mismatch/k3"] < 1e-6 and row["entropy"] > 0
+
+
+def test_a_model_that_never_stops_still_learns(tmp_path: Path) -> None:
+    """With the default every answer counts, cut off or not; left out of the loss they would teach nothing."""
+    cut_off = {"run": {"final": "none", "checkpoint_every": 99}}
+    rows = [report.row for report in train(config_of(tmp_path, 6, **cut_off), tmp_path / "run", held_out=0)]
+    assert all(row["truncated"] > 0.8 and row["samples_computed"] > 8 for row in rows)
+    assert all("truncated/masked" not in row for row in rows)
+    masked = config_of(tmp_path, 6, grpo={"mask_truncated_after": 0.5}, **cut_off)
+    rows = [report.row for report in train(masked, tmp_path / "masked", held_out=0)]
+    assert [row["samples_computed"] > 8 for row in rows] == [True] * 3 + [False] * 3
+    assert [row.get("truncated/masked") for row in rows] == [None] * 3 + [
+        row["truncated"] for row in rows[3:]
+    ]
 
 
 def test_dynamic_sampling_draws_in_place_of_flat_groups(tmp_path: Path) -> None:
