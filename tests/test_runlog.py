@@ -260,6 +260,9 @@ def test_what_a_kill_can_leave_is_repaired(tmp_path: Path) -> None:
     (folder / "metrics.jsonl").write_bytes(whole["metrics.jsonl"] + b'{"step": 4, "lo')
     (folder / "doctor.jsonl").write_bytes(whole["doctor.jsonl"] + b"\x00\x00\x00\x00\n\xff\n")
     (folder / "rollouts/.tmp-000004.jsonl.gz").write_bytes(gzip.compress(b"{")[:5])
+    for name in (".tmp-final", "..tmp-final.123.tmp"):  # as model/save.py calls what it writes beside it
+        (folder / name).mkdir()
+        (folder / name / "model.safetensors").write_bytes(b"half")
     for name in (".tmp-000004", ".tmp-old-000001", "000007"):  # the last one is no whole checkpoint
         (folder / "checkpoints" / name).mkdir()
         (folder / "checkpoints" / name / "weights").write_bytes(b"half")

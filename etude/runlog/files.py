@@ -16,6 +16,8 @@ from etude.records import EtudeError
 
 LEFTOVER = ".tmp-"
 """How the names of drafts begin; one that is found was left by a process that was killed."""
+LEFTOVERS = (LEFTOVER, f".{LEFTOVER}")
+"""The second: of model/save.py, which replaces a draft's folder by one that it writes beside it."""
 
 
 def write_atomic(path: Path, data: bytes) -> None:

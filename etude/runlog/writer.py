@@ -15,6 +15,7 @@ from typing import Any, Self
 from etude.records import EtudeError
 from etude.runlog.files import (
     LEFTOVER,
+    LEFTOVERS,
     append_line,
     check_room,
     naming,
@@ -176,7 +177,7 @@ class RunWriter:
         for place in (self.folder, self.folder / "checkpoints", self.folder / "rollouts"):
             place.mkdir(exist_ok=True)
             for entry in place.iterdir():
-                if entry.name.startswith(LEFTOVER):
+                if entry.name.startswith(LEFTOVERS):
                     remove(entry)
         last = self.last_checkpoint
         step = last.step if last else -1
