@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etude.engine.dlpack import values_of
+from etude.kernels import _native
 from etude.kernels.reference_quants import dequantize, quantize
 from etude.model.checkpoint import MatrixWeights, VectorWeights, weight_from_hf
 from etude.model.family import ModelConfig
@@ -66,17 +67,23 @@ def converted(weight: MatrixWeights, to: GGMLType) -> NDArray[np.uint8]:
             f"{weight.name} has rows of {weight.k} values, which Q8_0 cannot hold (blocks of 32): "
             "load the model with weight_type='bf16'"
         )
+    try:
+        return _rows_converted(weight, to)
+    except ValueError as error:  # a type that nothing reads, or values that the other type cannot hold
+        message = f"{weight.name} cannot be converted from {weight.type.name} to {to.name}: {error}"
+        raise EtudeError(message) from error
+
+
+def _rows_converted(weight: MatrixWeights, to: GGMLType) -> NDArray[np.uint8]:
+    if weight.type == GGMLType.F32:  # a trainer's, after every step
+        return _native.quantize(int(to), weight.data.view(np.float32).reshape(weight.n, weight.k))
     wide, narrow = row_bytes(weight.type, weight.k), row_bytes(to, weight.k)
     step = max(1, CHUNK_VALUES // weight.k)
     result = np.empty(weight.n * narrow, np.uint8)
     for row in range(0, weight.n, step):
         n_rows = min(step, weight.n - row)
         part = weight.data[row * wide : (row + n_rows) * wide]
-        try:
-            values = quantize(to, dequantize(weight.type, part, (n_rows, weight.k)))
-        except ValueError as error:  # a type that nothing reads, or values that the other type cannot hold
-            message = f"{weight.name} cannot be converted from {weight.type.name} to {to.name}: {error}"
-            raise EtudeError(message) from error
+        values = quantize(to, dequantize(weight.type, part, (n_rows, weight.k)))
         result[row * narrow : (row + n_rows) * narrow] = values.reshape(-1)
     return result
 

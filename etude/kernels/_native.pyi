@@ -200,6 +200,10 @@ class Decoder:
         (R,): alternatives.
         """
 
+def quantize(ggml_type: int, values: F32) -> U8:
+    """Bytes of `values` (rows, inputs) as F16, BF16 or Q8_0, one row after the other: `quantize` of
+    reference_quants.py, parallel. ValueError as there."""
+
 # For tests: kernels and passes by themselves.
 def matmul(ggml_type: int, w: U8, n: int, k: int, x: F32, threads: int) -> F32: ...
 def pack_dequantize(ggml_type: int, w: U8, n: int, k: int) -> F32: ...

@@ -5,6 +5,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstdio>
 #include <cstring>
 #include <optional>
 
@@ -13,6 +14,7 @@
 #include "bindings_sampler.h"
 #include "cache.h"
 #include "model.h"
+#include "quantize.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -138,6 +140,29 @@ void bind_adapter(nb::module_& m) {
           "slot"_a, "layer"_a, "a"_a.noconvert(), "b"_a.noconvert());
 }
 
+void bind_quantize(nb::module_& m) {
+  m.def(
+      "quantize",
+      [](int type, F32 values) {
+        const bool blocks = type == 8;
+        if (type != 1 && type != 8 && type != 30) throw nb::value_error("quantize makes F16 (1), Q8_0 (8) and BF16 (30)");
+        if (blocks && (values.ndim() == 0 || values.shape(values.ndim() - 1) % 32)) throw nb::value_error("rows of Q8_0 are multiples of 32 long");
+        const size_t n = values.size();
+        auto out = new_array<uint8_t>({blocks ? n / 32 * 34 : 2 * n});
+        Unfit unfit;
+        {
+          nb::gil_scoped_release release;
+          unfit = quantize(type, values.data(), n, out.data(), packing_threads);
+        }
+        if (!unfit.found) return out;
+        char text[128];
+        if (blocks) std::snprintf(text, sizeof text, "Q8_0 takes finite values up to 8.3e6 in size: got %g", unfit.value);
+        else std::snprintf(text, sizeof text, "%g does not fit %s: write a type of larger range", unfit.value, type == 1 ? "F16" : "BF16");
+        throw nb::value_error(text);
+      },
+      "ggml_type"_a, "values"_a.noconvert());
+}
+
 // One kernel by itself, for tests on any shape.
 void bind_kernels(nb::module_& m) {
   m.def("isa", [] { return std::string(kernels().name); });
@@ -183,6 +208,7 @@ NB_MODULE(_native, m) {
   m.doc() = "Native operators and the decoder step; the contract is in _native.pyi.";
   (void)kernels();  // a wrong ETUDE_ISA is an error at import, not at the first step
   bind_kernels(m);
+  bind_quantize(m);
   bind_model(m);
   bind_cache(m);
   bind_adapter(m);
