@@ -158,7 +158,8 @@ def steps(config: GrpoConfig, job: Job, given: Given = Given()) -> Iterator[Repo
             "grpo",
             {"policy": made.trained.learner},
             saves_every_step=config.lora is not None,
-            checkpoint_bytes=made.trained.checkpoint_bytes,
+            checkpoint_bytes=checkpoint_bytes(made, config),
+            sampled_tokens=made.source.most_tokens,
         ) as run,
     ):
         policy, objective = made.trained.learner, made.task.objective
@@ -167,6 +168,14 @@ def steps(config: GrpoConfig, job: Job, given: Given = Given()) -> Iterator[Repo
             if report.stopped:
                 return
         save_final(run, made.trained, config.model.name)
+
+
+def checkpoint_bytes(made: Assembled, config: GrpoConfig) -> int:
+    """Of a checkpoint, about: weights and two moments; and the reference, which is a copy of what is trained
+    unless a LoRA's base stays it."""
+    settings = made.task.objective.preset
+    copied = settings.kl_coefficient > 0 and (config.lora is None or settings.reference_refresh > 0)
+    return made.trained.checkpoint_bytes * (4 if copied else 3) // 3
 
 
 def probe(config: GrpoConfig, job: Job, given: Given = Given()) -> str:

@@ -44,7 +44,13 @@ _BEGINNING = {
 """What `create` makes before run.json; a folder with nothing else is one that it was killed in."""
 
 SPARE_BYTES = 64 << 20
-"""What must be free beside the checkpoints: metrics and rollouts of a short run."""
+"""What must be free beside checkpoints and rollouts: metrics, and what others write meanwhile."""
+
+
+def run_bytes(checkpoint_bytes: int, rollout_bytes: int, keep_last: int) -> int:
+    """What a run takes at most: the last checkpoints, the best, and the one that is being written, whose
+    place the final model has afterwards: it is smaller, having no optimizer."""
+    return SPARE_BYTES + rollout_bytes + checkpoint_bytes * (keep_last + 2)
 
 
 class RunWriter:
@@ -64,9 +70,10 @@ class RunWriter:
         *,
         keep_last: int = 2,
         checkpoint_bytes: int = 0,
+        rollout_bytes: int = 0,
     ) -> Self:
         """Begin a run in a new or empty folder. config: settings, or their TOML text. checkpoint_bytes: the
-        size of one checkpoint, to see now whether all that will be kept has room.
+        size of one checkpoint, rollout_bytes: of all rollouts, to see now whether everything has room.
 
         EtudeError if the folder cannot be written, has too little room, or holds something already.
         """
@@ -82,8 +89,7 @@ class RunWriter:
             lock = take_lock(folder)
         try:
             with naming(folder):
-                # the kept ones, the best, and the one that is being written
-                check_room(folder, SPARE_BYTES + checkpoint_bytes * (keep_last + 2))
+                check_room(folder, run_bytes(checkpoint_bytes, rollout_bytes, keep_last))
                 for name in ("rollouts", "checkpoints"):
                     (folder / name).mkdir(exist_ok=True)
                 write_atomic(folder / "config.toml", text.encode())
@@ -99,9 +105,11 @@ class RunWriter:
             raise
 
     @classmethod
-    def resume(cls, folder: Path, *, keep_last: int = 2) -> Self:
+    def resume(
+        cls, folder: Path, *, keep_last: int = 2, checkpoint_bytes: int = 0, rollout_bytes: int = 0
+    ) -> Self:
         """Go on with a run: as it was after its last checkpoint, or before its first step. EtudeError if it
-        is no run, or another process writes it."""
+        is no run, another process writes it, or what is still to come has no room."""
         RunReader(folder)  # whether it is one
         with naming(folder):
             lock = take_lock(folder)
@@ -109,6 +117,9 @@ class RunWriter:
         try:
             with naming(folder):
                 writer._go_back()
+                there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                needed = run_bytes(checkpoint_bytes, rollout_bytes, keep_last) - there
+                check_room(folder, max(needed, SPARE_BYTES + checkpoint_bytes))
         except BaseException:
             os.close(lock)
             raise

@@ -14,6 +14,7 @@ seed and the step's number, so the repeated steps are the same to the last bit.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import sys
@@ -29,12 +30,15 @@ from etude.records import EtudeError, Rollout
 from etude.runlog import RunInfo, RunReader, RunWriter
 from etude.train.doctor import Finding, examine
 from etude.train.settings import RunSettings
+from etude.train.trackers import Tracker, check_tracker, open_tracker
 
 STATE = "state.json"
 SAVING_SHARE = 0.05
 """Share of the time that saving may take where the interval is not given."""
 BYTES_PER_S = 200e6
 """How fast a disk is taken to write before the first checkpoint has shown it."""
+ROLLOUT_BYTES = 20
+"""Of a sampled token in a file of rollouts, compressed, with all its numbers; 13 were measured."""
 
 
 class Saved(Protocol):
@@ -97,7 +101,8 @@ class Clock:
 class Stopping:
     """Ctrl-C (or SIGTERM) once: the step is finished and the run stops; twice: at once, as usual.
 
-    Only in the main thread can signals be heard; elsewhere `asked` stays False.
+    Only in the main thread can signals be heard; elsewhere `asked` stays False. Before the first step and
+    after the last, Ctrl-C is as usual.
     """
 
     def __init__(self) -> None:
@@ -120,6 +125,38 @@ class Stopping:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        # not through sys.stderr: the handler may have interrupted a write to it
+        os.write(2, b"\nstopping after this step; once more stops at once, and loses the step\n")
+
+
+class SavingTime:
+    """What saving may cost: it earns SAVING_SHARE of the time that passes, and each checkpoint spends what it
+    took. One that is due needs to be paid for. The best is taken on credit, if nothing is owed: it is missed
+    only where a better one comes within 20 times what the last took to save. At the end of a run saving has
+    had SAVING_SHARE of the time, one checkpoint that was lent, and the last."""
+
+    def __init__(self, cost_s: float) -> None:
+        """cost_s: of the first checkpoint, as far as is known."""
+        self._begun = self._last = time.perf_counter()
+        self._cost_s = cost_s
+        self._spent_s = 0.0
+
+    @property
+    def _earned_s(self) -> float:
+        return (time.perf_counter() - self._begun) * SAVING_SHARE - self._spent_s
+
+    def pays(self) -> bool:
+        """For a checkpoint, and long enough after the last one."""
+        since_s = time.perf_counter() - self._last
+        return min(self._earned_s, since_s * SAVING_SHARE) >= self._cost_s
+
+    def lends(self) -> bool:
+        return self._earned_s >= 0
+
+    def spend(self, seconds: float) -> None:
+        """A checkpoint took that long."""
+        self._last, self._cost_s = time.perf_counter(), seconds
+        self._spent_s += seconds
 
 
 def memory_bytes() -> int:
@@ -156,10 +193,10 @@ class Run:
         self.state: dict[str, Any] = {}
         self.step = 0
         self.history: list[Mapping[str, Any]] = []
+        self.tracker: Tracker | None = None
         self._learners = dict(learners)
         self._every = settings.checkpoint_every or (1 if saves_every_step else None)
-        self._seconds_of_save = checkpoint_bytes / BYTES_PER_S
-        self._last_save = time.perf_counter()
+        self._saving = SavingTime(checkpoint_bytes / BYTES_PER_S)
         self._best = -float("inf")
 
     @property
@@ -187,13 +224,15 @@ class Run:
         return every > 0 and (step % every == 0 or step == 1)
 
     def saves(self, step: int, metric: float | None) -> bool:
-        """Whether a checkpoint is due: at the interval, at the end, and when the held-out metric is best."""
-        if step == self.settings.steps or (metric is not None and metric > self._best):
+        """Whether a checkpoint is due: at the interval, at the end, and when the held-out metric is best; a
+        regular one is the best one too if it falls on such a step."""
+        if step == self.settings.steps:
             return True
-        if self._every is not None:
-            return step % self._every == 0
-        since = time.perf_counter() - self._last_save
-        return since * SAVING_SHARE >= self._seconds_of_save
+        if self._every is not None and step % self._every == 0:
+            return True
+        if metric is not None and metric > self._best and self._saving.lends():
+            return True
+        return self._every is None and self._saving.pays()
 
     def save(self, step: int, metric: float | None = None) -> float:
         """Write a checkpoint; returns the seconds that it took."""
@@ -202,17 +241,19 @@ class Run:
             for name, learner in self._learners.items():
                 learner.save(folder / name)
             (folder / STATE).write_text(json.dumps(self.state), encoding="utf-8")
-        self._last_save = time.perf_counter()
-        self._seconds_of_save = self._last_save - start
+        seconds = time.perf_counter() - start
+        self._saving.spend(seconds)
         if metric is not None:
             self._best = max(self._best, metric)
-        return self._seconds_of_save
+        return seconds
 
     def record(
         self, step: int, row: Mapping[str, Any], rollouts: Sequence[Rollout] = ()
     ) -> Sequence[Finding]:
         """The numbers of a step to the disk; what the doctor finds new in them. rollouts: for examples."""
         self.writer.metrics(step, row)
+        if self.tracker is not None:
+            self.tracker.log(step, row)
         self.history.append({"step": step, **row})
         findings = examine(self.history, rollouts)
         for finding in findings:
@@ -229,22 +270,23 @@ def opened(
     *,
     saves_every_step: bool = False,
     checkpoint_bytes: int = 0,
+    sampled_tokens: int = 0,
 ) -> Iterator[Run]:
     """A new run, or one as it was after its last checkpoint. learners: by the names of their folders in a
     checkpoint. saves_every_step: where the interval is not given. checkpoint_bytes: about the size of one.
+    sampled_tokens: of a step, at most.
 
-    EtudeError before anything is trained: the folder is taken, cannot be written or has no room.
+    EtudeError before anything is trained: the folder is taken, cannot be written or has no room; and while it
+    is trained, if the disk fails: with how to go on.
     """
+    check_tracker(settings.tracker)
+    stored = -(-settings.steps // settings.rollouts_every) if settings.rollouts_every else 0
+    sizes = {"checkpoint_bytes": checkpoint_bytes, "rollout_bytes": stored * sampled_tokens * ROLLOUT_BYTES}
     if job.resume:
-        writer = RunWriter.resume(job.folder, keep_last=settings.keep_last)
+        writer = RunWriter.resume(job.folder, keep_last=settings.keep_last, **sizes)
     else:
-        writer = RunWriter.create(
-            job.folder,
-            job.config,
-            RunInfo(algorithm, settings.steps),
-            keep_last=settings.keep_last,
-            checkpoint_bytes=checkpoint_bytes,
-        )
+        info = RunInfo(algorithm, settings.steps)
+        writer = RunWriter.create(job.folder, job.config, info, keep_last=settings.keep_last, **sizes)
     with writer:
         run = Run(
             writer, settings, learners, saves_every_step=saves_every_step, checkpoint_bytes=checkpoint_bytes
@@ -253,4 +295,16 @@ def opened(
             run.restore()
             if run.step >= settings.steps and (job.folder / "final").is_dir():
                 raise EtudeError(f"{job.folder} is finished: all {settings.steps} steps are done")
-        yield run
+        run.tracker = open_tracker(settings.tracker, job.folder, job.config, run.step + 1 if run.step else 0)
+        try:
+            yield run
+        except EtudeError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            raise EtudeError(
+                f"{error}\n{job.folder} is whole up to its last checkpoint; when that is mended, go on: "
+                f"etude {algorithm} --resume {job.folder}"
+            ) from error
+        finally:
+            if run.tracker is not None:
+                run.tracker.close()

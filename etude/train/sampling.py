@@ -55,6 +55,11 @@ class RolloutSource:
         assert self.params.max_tokens is not None
         return self.params.max_tokens
 
+    @property
+    def most_tokens(self) -> int:
+        """Of all answers of a step together, at most."""
+        return self.prompts_per_step * self.samples_per_prompt * self.max_tokens
+
     def draw(
         self, step: int, position: int, n_prompts: int, *, drawn: int = 0, adapter: str | None = None
     ) -> list[Group]:

@@ -15,10 +15,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from typing import Any
 from etude.runlog.files import LEFTOVER
 
 SERVER = Path(__file__).with_name("fork_server.py")
+END = b"\0"
+"""What the server says after each command."""
 PLACES = {"checkpoint": "checkpoints", "rollouts": "rollouts", "final": "."}
 """Where drafts of something lie in a run folder."""
 CHANGING = ("seconds/", "critic/seconds/", "tokens_per_s/", "memory_bytes")
@@ -40,27 +42,39 @@ POLL_S = 2e-4
 class ForkServer:
     """See fork_server.py. Commands run one after the other."""
 
-    def __init__(self, log: Path, environment: dict[str, str] | None = None) -> None:
-        self.log = log
-        self._process = subprocess.Popen(
-            [sys.executable, str(SERVER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, **(environment or {})},
-            bufsize=0,
-        )
+    def __init__(self) -> None:
+        command = [sys.executable, str(SERVER)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)
+        self._said = b""
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+        self._started = 0
 
-    def start(self, words: Sequence[str], *, file_bytes: int | None = None) -> Child:
+    def start(self, words: Sequence[str]) -> Child:
         assert self._process.stdin is not None and self._process.stdout is not None
-        command = {"words": list(map(str, words)), "log": str(self.log), "file_bytes": file_bytes}
-        self._process.stdin.write(json.dumps(command).encode() + b"\n")
+        self._process.stdin.write(json.dumps(list(map(str, words))).encode() + b"\n")
+        self._started += 1
         return Child(int(self._process.stdout.readline()), self._process.stdout)
+
+    def said(self) -> str:
+        """By the last command, which has ended."""
+        while self._said.count(END) < self._started:
+            time.sleep(POLL_S)
+        return self._said.split(END)[-2].decode()
 
     def close(self) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(timeout=TIMEOUT_S)
+        self._listener.join(timeout=TIMEOUT_S)
         self._process.stdout.close()
+
+    def _listen(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as pipe:
+            while piece := pipe.read(1 << 16):
+                self._said += piece
 
 
 @dataclass
@@ -87,15 +101,6 @@ class Child:
         """SIGKILL; whether it came before the end."""
         self.signal(signal.SIGKILL)
         return self.wait() == -signal.SIGKILL
-
-
-@contextmanager
-def serving(folder: Path, environment: dict[str, str] | None = None) -> Iterator[ForkServer]:
-    server = ForkServer(folder / "log.txt", environment)
-    try:
-        yield server
-    finally:
-        server.close()
 
 
 @dataclass
@@ -137,7 +142,7 @@ class Killed:
         """The run that nobody touches."""
         folder = self.folder / "whole"
         if not folder.exists():
-            assert self.server.start(self.beginning("whole")).wait() == 0, self.server.log.read_text()
+            assert self.server.start(self.beginning("whole")).wait() == 0, self.server.said()
         return folder
 
     def kill_after(self, seconds: float) -> None:
@@ -182,7 +187,7 @@ class Killed:
 
     def ended(self, child: Child) -> None:
         """It came to its end: it must be the run that nobody touched. The next one begins anew."""
-        assert child.wait() == 0, self.server.log.read_text()
+        assert child.wait() == 0, self.server.said()
         self.tally.ends += 1
         assert_same_run(self.run, self.whole())
         shutil.rmtree(self.run)

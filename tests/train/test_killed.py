@@ -7,12 +7,15 @@ same to a real model. ETUDE_KILLS=200 kills so often instead of twenty times.
 from __future__ import annotations
 
 import os
+import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.train.kills import ForkServer, killed_run, serving
+from etude.runlog import RunReader
+from tests.train.kills import Child, ForkServer, Killed, killed_run
 
 KILLS = int(os.environ.get("ETUDE_KILLS", "20"))
 FEW = max(6, KILLS // 4)
@@ -35,9 +38,10 @@ AIMED = ("checkpoint", "checkpoint", "rollouts", "rollouts", "final")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    with serving(tmp_path_factory.mktemp("server")) as made:
-        yield made
+def server() -> Iterator[ForkServer]:
+    made = ForkServer()
+    yield made
+    made.close()
 
 
 GRPO = {
@@ -85,3 +89,58 @@ def test_trainings_on_texts(server: ForkServer, tiny: Path, tmp_path: Path, verb
     )
     print(verb, tally)
     assert tally.kills >= FEW + 2
+
+
+# ── other ends ──
+
+
+@pytest.fixture
+def stopped(server: ForkServer, tiny: Path, tmp_path: Path) -> Killed:
+    """A run with a LoRA, which saves every step."""
+    return Killed(server, ["grpo", "--model.name", str(tiny), *SAMPLED, *LORA], tmp_path)
+
+
+def running(killed: Killed) -> Child:
+    """The run, in the middle of its steps."""
+    child = killed.start()
+    while child.wait(0.01) is None:
+        if len(list(killed.run.glob("rollouts/[0-9]*"))) >= 3:
+            return child
+    raise AssertionError(killed.server.said())
+
+
+def test_ctrl_c_once_finishes_the_step_and_saves_it(stopped: Killed) -> None:
+    child = running(stopped)
+    child.signal(signal.SIGINT)
+    assert child.wait() == 0
+    said = stopped.server.said()
+    assert "stopping after this step" in said and f"to go on: etude grpo --resume {stopped.run}" in said
+    reader = RunReader(stopped.run)
+    assert reader.state == "stopped" and 3 <= reader.metrics()[-1]["step"] < 12
+    assert reader.checkpoints()[-1].step == reader.metrics()[-1]["step"]
+    stopped.finish()
+
+
+def test_ctrl_c_twice_stops_at_once_and_loses_nothing_but_the_step(stopped: Killed) -> None:
+    child = running(stopped)
+    while child.wait(0.001) is None:
+        child.signal(signal.SIGINT)
+    assert child.wait() == 128 + signal.SIGINT
+    assert RunReader(stopped.run).state == "stopped"
+    assert not list(stopped.run.rglob(".tmp-*"))
+    stopped.finish()
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits another process, which only Linux can")
+@pytest.mark.parametrize("size", [500, 3000, 20_000])
+def test_a_disk_that_is_full_in_the_middle(stopped: Killed, size: int) -> None:
+    """From some step on no file may grow beyond `size`: metrics, rollouts or a checkpoint fail first."""
+    child = running(stopped)
+    resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (size, size))
+    assert child.wait() == 1
+    said = stopped.server.said()
+    assert (
+        "File too large" in said or "No space" in said
+    ) and f"go on: etude grpo --resume {stopped.run}" in said, said
+    assert "Traceback" not in said and not list(stopped.run.rglob(".tmp-*"))
+    stopped.finish()
