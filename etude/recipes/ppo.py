@@ -133,7 +133,8 @@ def steps(config: PpoConfig, job: Job, given: Given = BY_NAME) -> Iterator[Repor
             "ppo",
             {"actor": actor.learner, "critic": critic.learner},
             saves_every_step=actor.lora is not None and critic.lora is not None,
-            checkpoint_bytes=actor.checkpoint_bytes + critic.checkpoint_bytes,
+            checkpoint_bytes=checkpoint_bytes(config, actor, critic),
+            sampled_tokens=source.most_tokens,
         ) as run:
             for report in algorithm.train(
                 actor.learner, critic.learner, source, config.ppo, run, held_out_of(config, judges, held_out)
@@ -142,6 +143,12 @@ def steps(config: PpoConfig, job: Job, given: Given = BY_NAME) -> Iterator[Repor
                 if report.stopped:
                     return
             save_final(run, actor, config.model.name)
+
+
+def checkpoint_bytes(config: PpoConfig, actor: Trained, critic: Trained) -> int:
+    """Of a checkpoint, about: weights and two moments of both; and the reference, a copy of a whole actor."""
+    copied = config.ppo.kl_coefficient > 0 and actor.lora is None
+    return actor.checkpoint_bytes * (4 if copied else 3) // 3 + critic.checkpoint_bytes
 
 
 def held_out_of(config: PpoConfig, judges: Judges, problems: Sequence[Problem]) -> HeldOut | None:
