@@ -178,6 +178,7 @@ class RunSettings:
     checkpoint_every None: every step for LoRA, else as often as saving costs at most a twentieth of the time.
     keep_last: checkpoints that stay, beside the best. rollouts_every: steps between those whose samples are
     stored; 0: none. final: what the finished model is written as (LoRA: folder is PEFT's, gguf an adapter).
+    tracker: where the numbers of each step are copied to, beside metrics.jsonl (docs/trackers.md).
     """
 
     steps: int = 100
@@ -188,6 +189,7 @@ class RunSettings:
     keep_last: int = 2
     rollouts_every: int = 1
     final: Literal["folder", "gguf", "none"] = "folder"
+    tracker: Literal["tensorboard", "trackio", "wandb"] | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("checkpoint_every", 1), ("keep_last", 1), ("rollouts_every", 0)):
