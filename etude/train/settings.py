@@ -106,8 +106,9 @@ class SamplingSettings:
 
     (top-k, top-p and the like would sample from another distribution than the one that is trained.)
     max_tokens: of an answer. stop: texts that end one. weight_type: what the engine holds the matrices in;
-    None: f16 for a full fine-tune, and for LoRA the types of the model's file. q8_0 samples about twice as fast
-    as f16; what it rounds off is corrected by weights and logged (docs/mismatch.md). threads None: every core.
+    None: f16 for a full fine-tune, and for LoRA the types of the model's file. q8_0 samples about twice as
+    fast as f16; what it rounds off is corrected by weights and logged (docs/mismatch.md). threads None: every
+    core.
     """
 
     prompts_per_step: int = 8
