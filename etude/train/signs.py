@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean, median, variance
 from typing import Any, NamedTuple
 
 Row = Mapping[str, Any]
@@ -18,16 +18,21 @@ History = Sequence[Row]
 WINDOW = 5
 """Rows whose mean is the start of a run, or how it is now."""
 
+LONG_WINDOW = 10
+"""Rows whose mean shows a slow change through the noise of single steps."""
+
 LOOK_BACK = 20
 """Steps that a jump is compared with."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where a number becomes a sign. Shares are of 1; those of mismatch are Tinker's and verl's limits.
+    """Where a number becomes a sign. Shares are of 1; mismatch_k3 and effective_samples are Tinker's and
+    verl's limits.
 
-    steps_in_a_row: how long most signs must last. gain: what counts as a gain of form, or a loss of content.
-    content_share: of the gain of form, by which content must have grown too.
+    steps_in_a_row: how long most signs must last. gain: what counts as a gain of form, or as a loss or a gain
+    of reward, as a share of its range. content_share: of the gain of form, by which content must have grown
+    too. mismatch_healthy: below it no growth is a sign.
     """
 
     steps_in_a_row: int = 3
@@ -40,11 +45,14 @@ class Thresholds:
     entropy_high: float = 2.0  # × the start's, and half a nat more
     repetition: float = 0.3
     length_bias: float = 1.3  # growth of wrong answers ÷ growth of right ones
-    truncated: float = 0.2
+    truncated: float = 0.2  # and not falling, or nearly all:
+    nearly_all_truncated: float = 0.9
     kl_per_token: float = 0.1
     kl_jump: float = 5.0  # × the median of LOOK_BACK steps
     gradient_jump: float = 10.0  # × the median of LOOK_BACK steps
     mismatch_k3: float = 0.01
+    mismatch_growth: float = 10.0  # × the start's
+    mismatch_healthy: float = 1e-4
     effective_samples: float = 0.3
     collapsed_groups: float = 0.3
     failed_verdicts: float = 0.05
@@ -89,8 +97,8 @@ def too_easy(history: History, t: Thresholds) -> Seen | None:
 
 def _flat(history: History, t: Thresholds, *, solved: bool) -> Seen | None:
     flat = numbers(history, "groups/flat")
-    if not lasts(flat, WINDOW, lambda share: share > t.flat_groups):
-        return None
+    if not lasts(flat, LONG_WINDOW if solved else WINDOW, lambda share: share > t.flat_groups):
+        return None  # that a task is solved does no harm, and may be chance
     level, low, high = fmean(numbers(history, "groups/flat_reward")[-WINDOW:]), *reward_range(history)
     good = level > 0 if high == low else level > (low + high) / 2
     if good != solved:
@@ -203,18 +211,30 @@ def length_bias(history: History, t: Thresholds) -> Seen | None:
         return None
     return Seen(
         f"Wrong answers have grown {wrong:.1f}-fold, right ones {right:.1f}-fold: length dilutes blame.",
-        "Do not divide the loss by an answer's own length (aggregation token-mean, or preset dr-grpo), and "
-        "leave answers that were cut off out of the loss.",
+        "Do not divide the loss by an answer's own length (aggregation token-mean, or preset dr-grpo); "
+        "punish length softly (overlong_buffer).",
     )
 
 
 def truncation(history: History, t: Thresholds) -> Seen | None:
-    """Answers do not fit."""
+    """Answers do not fit: nearly all of them, or many and it gets no better. (Many at first, and fewer from
+    step to step, is how a model learns to stop.)"""
     shares = numbers(history, "truncated")
     if not lasts(shares, t.steps_in_a_row, lambda share: share > t.truncated):
         return None
+    before, now = shares[-2 * WINDOW : -WINDOW], shares[-WINDOW:]
+    stays = len(before) == WINDOW and fmean(now) > 0.8 * fmean(before)
+    if not stays and not lasts(shares, t.steps_in_a_row, lambda share: share > t.nearly_all_truncated):
+        return None
+    what = f"{percent(shares[-1])} of the answers are cut off at the limit."
+    if numbers(history[-1:], "truncated/masked"):
+        return Seen(
+            what,
+            "They are left out of the loss, so nothing teaches the model to stop: set "
+            "grpo.mask_truncated_after = 1, or allow more tokens.",
+        )
     return Seen(
-        f"{percent(shares[-1])} of the answers are cut off at the limit.",
+        what,
         "Allow more tokens, ask for shorter answers, or punish length softly (overlong shaping, preset "
         "dapo). If the examples go on after the answer, the model does not know its end token.",
     )
@@ -224,25 +244,42 @@ def truncation(history: History, t: Thresholds) -> Seen | None:
 
 
 def entropy_collapse(history: History, t: Thresholds) -> Seen | None:
-    """Hardly a choice is left, and the best of a group gets worse. Low entropy alone is how success looks."""
+    """Hardly a choice is left, and it was given away for nothing, or too early.
+
+    Reward is bought with entropy (R = -a e^H + b, arXiv:2505.22617): low entropy beside a risen reward is how
+    success looks. Even that the best of a group gets worse (pass@G falls) is then no harm: a group is one
+    answer eight times, and its best is its mean.
+    """
     entropy = numbers(history, "entropy")
     start = first(entropy)
     if start is None or not lasts(entropy, t.steps_in_a_row, lambda h: h < t.entropy_low * start):
         return None
-    low, high = reward_range(history)
-    best = numbers(history, "reward/best")
-    means = [fmean(best[at : at + WINDOW]) for at in range(len(best) - WINDOW + 1)]
-    falls = bool(means) and means[-1] < max(means) - t.gain * (high - low)
-    flat, level = numbers(history, "groups/flat"), numbers(history, "reward/mean")
-    stuck = lasts(flat, WINDOW, lambda share: share > t.flat_groups) and level[-1] < (low + high) / 2
-    if not falls and not stuck:
+    harm = _harm_of_low_entropy(history, t)
+    if harm is None:
         return None
-    why = "the best answer of a group gets worse" if falls else "all answers of a group are alike and bad"
     return Seen(
-        f"Entropy has collapsed ({start:.2g} → {entropy[-1]:.2g} nats a token), and {why}.",
+        f"Entropy has collapsed ({start:.2g} → {entropy[-1]:.2g} nats a token), and {harm}.",
         "Go back to a checkpoint from before; clip higher (0.28), lower the learning rate, sample at "
         "temperature 1, take fresh problems, or add a KL coefficient with a refreshed reference.",
     )
+
+
+def _harm_of_low_entropy(history: History, t: Thresholds) -> str | None:
+    """What is wrong with the rewards: they fall, they are low and cannot rise, or they never rose."""
+    rewards, (low, high) = numbers(history, "reward/mean"), reward_range(history)
+    least = t.gain * (high - low)
+    if has_fallen(rewards, least):
+        return "the reward falls"
+    flat = numbers(history, "groups/flat")
+    now = fmean(rewards[-WINDOW:]) if rewards else 0.0
+    if lasts(flat, WINDOW, lambda share: share > t.flat_groups) and now < (low + high) / 2:
+        return "all answers of a group are alike and bad"
+    rise = gain(rewards, WINDOW)
+    held_out = gain(numbers(history, "eval/accuracy"), 1)
+    if rise is None or now > high - least or (held_out is not None and held_out > t.gain):
+        return None
+    then = now - rise
+    return f"the reward has not risen ({then:.2g} → {now:.2g})" if rise < t.gain * (high - then) else None
 
 
 def entropy_explosion(history: History, t: Thresholds) -> Seen | None:
@@ -318,26 +355,30 @@ def critic_fails(history: History, t: Thresholds) -> Seen | None:
 
 
 def mismatch(history: History, t: Thresholds) -> Seen | None:
-    """The engine samples from another distribution than the learner trains."""
+    """The engine samples from another distribution than the learner trains: so far that it harms, or ever
+    farther. (A single step says little: its mean may hang on one token out of a hundred.)"""
     gaps, effective = numbers(history, "mismatch/k3"), numbers(history, "mismatch/effective_samples")
-    far = bool(gaps) and gaps[-1] > t.mismatch_k3
-    few = bool(effective) and effective[-1] < t.effective_samples
-    if not far and not few:
+    start = first(gaps)
+    far = lasts(gaps, t.steps_in_a_row, lambda gap: gap > t.mismatch_k3)
+    few = lasts(effective, t.steps_in_a_row, lambda share: share < t.effective_samples)
+    now = median(gaps[-WINDOW:]) if gaps else math.nan
+    grown = start is not None and now > max(t.mismatch_growth * start, t.mismatch_healthy)
+    if not far and not few and not grown:
         return None
-    shares = f", {percent(effective[-1])} effective samples" if effective else ""
-    what = f"Engine and learner disagree: k3 {gaps[-1] if gaps else math.nan:.2g} nats a token{shares}."
-    if gaps and gaps[0] > t.mismatch_k3:
+    shares = f", {percent(effective[-1])} effective samples" if few else ""
+    what = f"Engine and learner disagree: k3 {now:.2g} nats a token{shares}"
+    if far and median(gaps[:WINDOW]) > t.mismatch_k3:
         return Seen(
-            what,
+            f"{what}.",
             "It was so from the start: other weights or another adapter, a temperature or truncation that "
             "only one of them applies, or a coarsely quantised engine. Sample from the weights that are "
             "trained; correct the rest with TIS.",
         )
     return Seen(
-        what,
-        "It was not so at the start: the engine's weights are stale (were they published after the step?), "
-        "or a re-quantised sampler no longer follows small updates. Train a LoRA beside the quantised "
-        "model, or sample in bf16; TIS bounds the damage.",
+        f"{what}, at first {median(gaps[:WINDOW]) if gaps else math.nan:.2g}.",
+        "The engine's weights are stale (were they published after the step?), or a re-quantised sampler no "
+        "longer follows small updates. Train a LoRA beside the quantised model, or sample in bf16; TIS "
+        "bounds the damage.",
     )
 
 
@@ -380,6 +421,22 @@ def gain(values: Sequence[float], window: int) -> float | None:
     if len(values) < (2 if window == 1 else 3 * window):
         return None
     return fmean(values[-window:]) - fmean(values[:window])
+
+
+def has_fallen(values: Sequence[float], least: float) -> bool:
+    """Whether the mean of the last LONG_WINDOW is below the best one before by `least`, and by three times
+    the standard error of such a difference.
+
+    >>> has_fallen([0.5] * 10 + [0.2] * 10, 0.1), has_fallen([0.9, 0.1] * 5 + [0.1, 0.5] * 5, 0.1)
+    (True, False)
+    """
+    now = values[-LONG_WINDOW:]
+    ends = range(LONG_WINDOW, len(values) - LONG_WINDOW + 1)
+    if not ends:
+        return False
+    best = max((values[end - LONG_WINDOW : end] for end in ends), key=fmean)
+    error = math.sqrt((variance(best) + variance(now)) / LONG_WINDOW)
+    return fmean(best) - fmean(now) > max(least, 3 * error)
 
 
 def growth(values: Sequence[float]) -> float | None:
