@@ -170,7 +170,8 @@ class Event:
 
 @dataclass(frozen=True)
 class Completion:
-    """A finished completion; fields as in `Event`. `text` is a view of the ids, cut before a stop string."""
+    """A finished completion; fields as in `Event`. `text` is a view of the ids, cut before a stop string.
+    n_cached: prompt tokens that were found in the cache."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -183,6 +184,7 @@ class Completion:
     top_logprobs: tuple[TopLogprobs, ...] = ()
     prompt_logprobs: tuple[float | None, ...] | None = None
     prompt_top_logprobs: tuple[TopLogprobs, ...] | None = None
+    n_cached: int = 0
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "train": {"records", "model", "learner", "rollout", "evals", "runlog"},
     "recipes": INFERENCE | JUDGING | TRAINING | {"train"},
     "serve": INFERENCE | JUDGING | TRAINING | {"recipes"},
-    "terminal": INFERENCE | JUDGING | TRAINING | {"recipes"},
+    "terminal": INFERENCE | JUDGING | TRAINING | {"recipes", "serve"},
     "cli": INFERENCE | JUDGING | TRAINING | {"recipes", "serve", "terminal"},
     "__main__": {"cli"},
     "__init__": INFERENCE,

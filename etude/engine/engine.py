@@ -12,7 +12,7 @@ Any thread may call anything, and the async forms may run beside it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -244,6 +244,21 @@ class Engine:
                 yield pieces.of(await _next(events))
         finally:
             self._forget(running)
+
+    def watch(
+        self,
+        request: Request,
+        arrived: Callable[[Event | BaseException], None],
+        *,
+        hidden: Literal["all", "last"] | None = None,
+    ) -> int:
+        """Submit a request whose events `arrived` is called with, by the thread that computes; with an
+        exception when the engine fails. hidden: hidden states of the prompt instead of completions."""
+        return self._driver.submit(self._core.prepare(request, hidden=hidden), Inbox(arrived))
+
+    def forget(self, request_id: int) -> None:
+        """End a watched request before the next step; `arrived` hears no more of it."""
+        self._driver.forget(request_id)
 
     def score(self, prompt: Prompt, **options: Any) -> tuple[float | None, ...]:
         """log p(token | tokens before it) of each prompt token; None for the first. options: of `Request`."""

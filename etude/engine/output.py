@@ -96,6 +96,7 @@ def _completion(sequence: Sequence, finish: Finish, text: str) -> Completion:
         top_logprobs=tuple(sequence.tops),
         prompt_logprobs=None if group.scores is None else _optional(group.scores),
         prompt_top_logprobs=tuple(group.scores.tops) if group.scores and group.scores.n_top else None,
+        n_cached=group.n_cached or 0,
     )
 
 

@@ -317,6 +317,8 @@ class Scheduler:
             sequence.swapped = None
         else:
             self.n_reused += len(nodes) * cache.page_tokens
+            if sequence.group.n_cached is None:
+                sequence.group.n_cached = len(nodes) * cache.page_tokens
             sequence.n_stored = len(nodes)
             sequence.n_computed = len(nodes) * cache.page_tokens
             sequence.node = nodes[-1] if nodes else None

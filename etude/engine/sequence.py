@@ -49,7 +49,9 @@ class HiddenRows:
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """A request and what its completions share. n_open: completions that have not ended."""
+    """A request and what its completions share. n_open: completions that have not ended; n_cached: prompt
+    tokens that were found in the cache, None before it was looked at.
+    """
 
     id: int
     request: Request
@@ -67,6 +69,7 @@ class Group:
     hidden: HiddenRows | None = None
     next_index: int = 1
     was_read: bool = False
+    n_cached: int | None = None
 
     @property
     def n_unstarted(self) -> int:

@@ -1,0 +1,91 @@
+"""Who may ask: API keys, the separate admin keys, and an id for every request.
+
+Plain ASGI, so that streams pass through untouched. Keys are compared in constant time, all of them each time:
+how long a refusal takes says nothing about any.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from etude.serve.errors import ApiError
+from etude.serve.settings import ServeSettings
+
+PUBLIC = frozenset({"/", "/health", "/v1/health", "/liveness", "/favicon.ico"})
+PUBLIC_UNDER = ("/assets/",)
+ADMIN = ("/admin/", "/pause", "/resume", "/update_weights", "/load_lora_adapter", "/unload_lora_adapter")
+MAX_ID = 128
+
+
+def key_of(headers: Headers) -> str | None:
+    """What the client shows: `Authorization: Bearer KEY`, or Anthropic's `X-Api-Key: KEY`."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and key.strip():
+        return key.strip()
+    return headers.get("x-api-key")
+
+
+def is_one_of(key: str | None, keys: tuple[str, ...]) -> bool:
+    """Whether a key is valid, in constant time."""
+    shown = (key or "").encode("utf-8", "surrogateescape")
+    matches = [hmac.compare_digest(shown, valid.encode()) for valid in keys]
+    return any(matches) and key is not None
+
+
+class KeyCheck:
+    """Lets a request through, or answers 401 or 403."""
+
+    def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
+        self._app = app
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = self._refusal(scope) if scope["type"] == "http" else None
+        if refused is None:
+            await self._app(scope, receive, send)
+        else:
+            await refused.response()(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        settings = self._settings
+        path = scope["path"].removeprefix(settings.prefix)
+        key = key_of(Headers(scope=scope))
+        if path.startswith(ADMIN):
+            if not settings.admin_keys:
+                return ApiError(403, "this route changes the server; start it with --admin-key to open it")
+            if is_one_of(key, settings.admin_keys):
+                return None
+            return ApiError(401, "this route needs the admin key", code="invalid_api_key")
+        if not settings.api_keys or path in PUBLIC or path.startswith(PUBLIC_UNDER):
+            return None
+        if is_one_of(key, settings.api_keys + settings.admin_keys):
+            return None
+        return ApiError(401, "Invalid API Key", code="invalid_api_key")
+
+
+class RequestIds:
+    """Gives every answer an X-Request-Id: the client's own, if it sent one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        usable = 0 < len(given) <= MAX_ID and given.isprintable() and given.isascii()
+        identity = given if usable else f"req-{secrets.token_hex(12)}"
+        scope.setdefault("state", {})["request_id"] = identity
+
+        async def send_with_id(message: Message | dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-Id"] = identity
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)

@@ -1,0 +1,77 @@
+"""The application: all routes, and what stands before them: keys, CORS, request ids, errors as JSON.
+
+A route module has `ROUTES: list[Route]`; it is in ROUTE_MODULES and nowhere else. Paths that need no key are
+PUBLIC; those that need an admin key begin with one of ADMIN.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute, Mount
+
+from etude.serve import chat, status
+from etude.serve.access import KeyCheck, RequestIds
+from etude.serve.errors import ApiError, answer_error
+from etude.serve.models import ModelPool
+from etude.serve.server import Server
+from etude.serve.settings import ServeSettings
+from etude.serve.sse import ClientGone
+
+ROUTE_MODULES = (status, chat)
+IDLE_CHECK_S = 1.0
+
+
+def create_app(settings: ServeSettings, pool: ModelPool) -> Starlette:
+    """The server as an ASGI application. It closes the pool at its end."""
+    server = Server(settings, pool)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        watcher = asyncio.create_task(_unload_idle(pool))
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            await pool.close()
+
+    routes: list[BaseRoute] = [route for module in ROUTE_MODULES for route in module.ROUTES]
+    if settings.prefix:
+        routes = [Mount(settings.prefix, routes=routes)]
+    errors = (Exception, ApiError, ValueError, HTTPException, ClientGone)
+    app = Starlette(
+        routes=routes,
+        middleware=_middleware(settings),
+        exception_handlers={kind: answer_error for kind in errors},
+        lifespan=lifespan,
+    )
+    app.state.server = server
+    return app
+
+
+def _middleware(settings: ServeSettings) -> list[Middleware]:
+    middleware = [Middleware(RequestIds)]
+    if settings.cors_origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
+                allow_headers=["*"],
+                expose_headers=["X-Request-Id"],
+            )
+        )
+    middleware.append(Middleware(KeyCheck, settings=settings))
+    return middleware
+
+
+async def _unload_idle(pool: ModelPool) -> None:
+    while pool.idle_s is not None:
+        await asyncio.sleep(min(IDLE_CHECK_S, pool.idle_s))
+        await pool.unload_idle()

@@ -1,0 +1,257 @@
+"""POST /v1/chat/completions: a conversation in, the assistant's message out, whole or streamed.
+
+    ChatWork(asked) → make(model): prompt and Request → Generation → deltas → ReplyParser → OpenAI's JSON
+
+The order of a stream is what OpenAI's and llama.cpp's clients rely on: first the role, with content null and
+no text; then text, thoughts, calls and their logprobs; then an empty delta with the finish_reason; then, if
+asked for, usage with no choices; then [DONE].
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+
+from etude.records import Finish, Request
+from etude.serve.errors import ApiError, context_exceeded
+from etude.serve.generation import Delta, Generation
+from etude.serve.models import ServedModel
+from etude.serve.openai_json import delta_entries, envelope, finish_reason, token_entries
+from etude.serve.parse import CallDelta, Part, Reply, ReplyParser
+from etude.serve.prompts import ChatPrompt, chat_prompt, chat_variables, continues_last, messages_of
+from etude.serve.sampling import grammar_of, params_of
+from etude.serve.server import Server, server_of
+from etude.serve.sse import DONE, EventStream, JsonResponse, event, until_gone
+from etude.serve.tools import Tools, tools_of
+from etude.serve.types_openai import MAX_LOGPROBS, ChatRequest
+
+
+class ChatWork:
+    """One chat request on its way: what was asked, and what became of it. ids: the prompt's tokens, where the
+    client gives them itself."""
+
+    def __init__(self, asked: ChatRequest, ids: Sequence[int] | None = None) -> None:
+        self.asked = asked
+        self.n_top = _n_top(asked)
+        self.prompt = ChatPrompt((), "", False)
+        self.tools = Tools()
+        self._ids = None if ids is None else tuple(ids)
+
+    def make(self, model: ServedModel) -> list[Request]:
+        """The request for the engine. In a thread: templates and grammars take their time."""
+        asked = self.asked
+        self.tools = tools_of(asked, model)
+        continues = continues_last(asked, model)
+        prompt = chat_prompt(
+            model,
+            messages_of(asked.messages),
+            tools=self.tools.descriptions,
+            variables=chat_variables(asked, model),
+            generation_prompt=asked.add_generation_prompt is not False,
+            continues=continues,
+        )
+        if self._ids is not None:
+            prompt = ChatPrompt(self._ids, prompt.text, prompt.opened, prompt.prefill)
+        self.prompt = prompt
+        limit = asked.max_completion_tokens if asked.max_completion_tokens is not None else asked.max_tokens
+        params = params_of(
+            asked, model.defaults.params, model.engine.tokenizer, max_tokens=limit, logprobs=self.n_top or 0
+        )
+        check_length(model, prompt.ids, params.max_tokens, "messages")
+        form = grammar_of(asked, asked.response_format)
+        if form is not None and self.tools.grammar is not None:
+            raise ApiError(
+                400, "an answer cannot have a form of its own and call tools", param="response_format"
+            )
+        return [
+            engine_request(
+                model,
+                prompt.ids,
+                params,
+                asked.n or asked.n_cmpl or 1,
+                form or self.tools.grammar,
+                asked.priority or 0,
+            )
+        ]
+
+    def special(self, model: ServedModel) -> bool:
+        """Whether control tokens are part of the text: calls may be written with them."""
+        return self.tools.special
+
+    def parser(self, model: ServedModel) -> ReplyParser:
+        """A new one for a choice."""
+        form = self.asked.reasoning_format or model.defaults.reasoning_format
+        tags = None if form == "none" else model.tags
+        return ReplyParser(
+            tags, opened=self.prompt.opened, prefill=self.prompt.prefill, tools=self.tools.new_parser()
+        )
+
+
+def _n_top(asked: ChatRequest) -> int | None:
+    """Alternatives per token; None: no logprobs at all."""
+    if asked.logprobs:
+        return min(MAX_LOGPROBS if asked.top_logprobs is None else asked.top_logprobs, 1000)
+    if asked.top_logprobs is not None:
+        raise ApiError(400, "top_logprobs requires logprobs to be set to true", param="top_logprobs")
+    return None
+
+
+def engine_request(
+    model: ServedModel, ids: tuple[int, ...], params: Any, n: int, grammar: Any, priority: int = 0,
+    prompt_logprobs: int | None = None,
+) -> Request:  # fmt: skip
+    """With the adapter that the server runs with."""
+    adapter, scale = model.defaults.adapter or (None, 1.0)
+    return Request(ids, params, n, adapter, scale, grammar, priority, prompt_logprobs)
+
+
+def check_length(model: ServedModel, ids: Sequence[int], max_tokens: int | None, param: str) -> None:
+    """ApiError 400 for a prompt that leaves no room for a token."""
+    context = model.engine.context
+    if len(ids) + (max_tokens != 0) > context:
+        raise context_exceeded(len(ids), context, param)
+
+
+async def chat_completions(request: HttpRequest) -> Response:
+    """The handler."""
+    server = server_of(request)
+    return await answer_chat(request, server, ChatWork(await server.body(request, ChatRequest)))
+
+
+async def answer_chat(request: HttpRequest, server: Server, work: ChatWork) -> Response:
+    """Generate and answer, as a stream if it was asked for."""
+    generation = await until_gone(request, server.generate(work.asked.model, work.make, special=work.special))
+    try:
+        if work.asked.stream:
+            return EventStream.of(server, stream(work, generation), generation.close)
+        return JsonResponse(await until_gone(request, whole(work, generation)))
+    except BaseException:
+        generation.close()
+        raise
+
+
+async def whole(work: ChatWork, generation: Generation) -> dict[str, Any]:
+    """The answer in one piece."""
+    try:
+        parsers = [work.parser(generation.model) for _ in range(generation.n_choices)]
+        async for delta in generation.deltas():
+            parsers[delta.choice].push(delta.text)
+        for parser in parsers:
+            parser.flush()
+        choices = [_choice(work, generation, at, parser.reply) for at, parser in enumerate(parsers)]
+        answer = envelope("chat.completion", "chatcmpl", generation.model)
+        answer |= {"choices": choices, "usage": generation.usage(), "timings": generation.timings()}
+        if work.asked.return_token_ids:
+            answer["prompt_token_ids"] = list(work.prompt.ids)
+        return answer
+    finally:
+        generation.close()
+
+
+def _choice(work: ChatWork, generation: Generation, at: int, reply: Reply) -> dict[str, Any]:
+    completion = generation.writings[at].completion
+    assert completion is not None
+    message: dict[str, Any] = {"role": "assistant", "content": reply.content or (None if reply.calls else "")}
+    if reply.reasoning:
+        message["reasoning_content"] = reply.reasoning
+    if reply.calls:
+        message["tool_calls"] = reply.calls
+    choice: dict[str, Any] = {
+        "index": at,
+        "message": message,
+        "logprobs": None,
+        "finish_reason": finish_reason(completion.finish, called=bool(reply.calls)),
+    }
+    if work.n_top is not None:
+        entries = token_entries(
+            generation.model.engine.tokenizer,
+            completion.token_ids,
+            completion.raw_logprobs,
+            completion.top_logprobs,
+        )
+        choice["logprobs"] = {"content": entries, "refusal": None}
+    if work.asked.return_token_ids:
+        choice["token_ids"] = list(completion.token_ids)
+    return choice
+
+
+async def stream(work: ChatWork, generation: Generation) -> AsyncIterator[bytes]:
+    """The answer as events."""
+    asked, model = work.asked, generation.model
+    head = envelope("chat.completion.chunk", "chatcmpl", model)
+    parsers = [work.parser(model) for _ in range(generation.n_choices)]
+    begun = [False] * generation.n_choices
+
+    def chunk(choices: list[dict[str, Any]], **extra: Any) -> bytes:
+        return event({**head, "choices": choices, **extra})
+
+    async for delta in generation.deltas():
+        parser = parsers[delta.choice]
+        if not begun[delta.choice]:
+            begun[delta.choice] = True
+            first = {"role": "assistant", "content": None}
+            extra = {"prompt_token_ids": list(work.prompt.ids)} if asked.return_token_ids else {}
+            yield chunk(
+                [{"index": delta.choice, "delta": first, "logprobs": None, "finish_reason": None}], **extra
+            )
+        part = parser.push(delta.text)
+        if delta.finish is not None:
+            part = _both(part, parser.flush())
+        shown = _delta_json(part)
+        if shown or work.n_top is not None or asked.return_token_ids:
+            choice = {"index": delta.choice, "delta": shown, "logprobs": None, "finish_reason": None}
+            extra = {"timings": generation.timings()} if asked.timings_per_token else {}
+            yield chunk([_with_tokens(choice, work, delta, model)], **extra)
+        if delta.finish is not None:
+            yield chunk([_last(delta.choice, delta.finish, parser.reply)])
+    totals = {"usage": generation.usage(), "timings": generation.timings()}
+    if asked.stream_options is not None and asked.stream_options.include_usage:
+        yield chunk([], **totals)
+    yield DONE
+
+
+def _both(first: Part, second: Part) -> Part:
+    return Part(
+        first.reasoning + second.reasoning, first.content + second.content, first.calls + second.calls
+    )
+
+
+def _delta_json(part: Part) -> dict[str, Any]:
+    delta: dict[str, Any] = {}
+    if part.reasoning:
+        delta["reasoning_content"] = part.reasoning
+    if part.content:
+        delta["content"] = part.content
+    if part.calls:
+        delta["tool_calls"] = [_call_json(call) for call in part.calls]
+    return delta
+
+
+def _call_json(call: CallDelta) -> dict[str, Any]:
+    """Id, type and name come once, with the first piece of a call."""
+    function: dict[str, Any] = {} if call.name is None else {"name": call.name}
+    head = {} if call.id is None else {"id": call.id, "type": "function"}
+    return {"index": call.index, **head, "function": function | {"arguments": call.arguments}}
+
+
+def _with_tokens(choice: dict[str, Any], work: ChatWork, delta: Delta, model: ServedModel) -> dict[str, Any]:
+    if work.n_top is not None:
+        choice["logprobs"] = {"content": delta_entries(model.engine.tokenizer, delta), "refusal": None}
+    if work.asked.return_token_ids:
+        choice["token_ids"] = delta.token_ids
+    return choice
+
+
+def _last(at: int, finish: Finish, reply: Reply) -> dict[str, Any]:
+    reason = finish_reason(finish, called=bool(reply.calls))
+    return {"index": at, "delta": {}, "logprobs": None, "finish_reason": reason}
+
+
+ROUTES = [
+    Route(path, chat_completions, methods=["POST"])
+    for path in ("/v1/chat/completions", "/chat/completions", "/api/chat/completions")
+]

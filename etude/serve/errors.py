@@ -1,0 +1,142 @@
+"""What a client is told when its request cannot be served, in the shape that OpenAI's clients read.
+
+    {"error": {"message": "…", "type": "invalid_request_error", "param": "temperature", "code": "…"}}
+
+`code` is OpenAI's word where clients branch on it (context_length_exceeded, model_not_found …), else the
+status, as llama.cpp has it. No traceback ever leaves: what is no ApiError and no EtudeError is a bug, logged
+here and answered with 500.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from etude.records import EtudeError
+
+log = logging.getLogger("etude.serve")
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    501: "not_supported_error",
+    503: "unavailable_error",
+}
+"""llama.cpp's names of what went wrong."""
+
+
+class ApiError(Exception):
+    """An answer that is an error. type None: by the status. extra: further fields of the error object.
+    retry_after_s: when to come again."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str | None = None,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.type = type or TYPES.get(status, "invalid_request_error")
+        self.message = message
+        self.param = param
+        self.code = code
+        self.retry_after_s = retry_after_s
+        self.extra = dict(extra or {})
+
+    def as_json(self) -> dict[str, Any]:
+        """The body."""
+        error = {
+            "message": self.message,
+            "type": self.type,
+            "param": self.param,
+            "code": self.code if self.code is not None else self.status,
+        }
+        return {"error": error | self.extra}
+
+    def response(self) -> Response:
+        """The whole answer."""
+        headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.as_json(), self.status, headers)
+
+
+def context_exceeded(n_prompt: int, context: int, param: str = "prompt") -> ApiError:
+    """A prompt that does not fit: OpenAI's code, llama.cpp's type and counts."""
+    return ApiError(
+        400,
+        f"This model's maximum context length is {context} tokens; your prompt has {n_prompt} tokens, which "
+        f"exceeds the available context size: shorten it, or start the server with a larger -c",
+        type="exceed_context_size_error",
+        param=param,
+        code="context_length_exceeded",
+        extra={"n_prompt_tokens": n_prompt, "n_ctx": context},
+    )
+
+
+def from_exception(error: BaseException) -> ApiError:
+    """The answer to whatever was raised while a request was served."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, EtudeError):
+        return ApiError(400, str(error))
+    if isinstance(error, ValidationError):
+        return from_validation(error)
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, str(error.detail))
+    log.error("a bug: a request ended with %s", type(error).__name__, exc_info=error)
+    return ApiError(500, "internal error of the server; its log says more")
+
+
+def from_validation(error: ValidationError) -> ApiError:
+    """A 400 that names the first field that is wrong."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    first = problems[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is no valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
+    field = _path(first["loc"])
+    if first["type"] == "missing":
+        return ApiError(400, f"{field!r} is required", param=field)
+    others = {problem["msg"] for problem in problems if problem["loc"][:1] == first["loc"][:1]}
+    return ApiError(
+        400, f"{field}: {'; '.join(sorted(others))}" if field else first["msg"], param=field or None
+    )
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """('messages', 0, 'content', 'str') → messages[0].content: without the names of a union's types.
+
+    >>> _path(("messages", 0, "content"))
+    'messages[0].content'
+    """
+    text = ""
+    for part in location:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif part.isidentifier() and part not in ("str", "int", "float", "bool"):
+            text += f".{part}" if text else part
+        else:
+            break
+    return text
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """The exception handler of the application."""
+    return from_exception(error).response()

@@ -1,0 +1,223 @@
+"""Completions of one API request, as deltas that arrive while the engine writes them.
+
+A Generation is one or more prompts (each a `Request` with its n completions) on one model. What the engine
+finds between two looks of the reader is merged into one delta per choice: nothing is lost, and a slow reader
+costs no more memory than the answer itself. `close` ends the work before the engine's next step.
+
+Choices are numbered through: completion i of prompt p is choice p * n + i.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from etude.engine.text import TextCutter
+from etude.records import Completion, EtudeError, Event, Finish, FinishedEvent, Request, TopLogprobs
+from etude.serve.models import ServedModel
+
+
+@dataclass(slots=True)
+class Delta:
+    """What was added to a choice. Per-token fields have equal length (top_logprobs: or none). completion: the
+    whole, with the last delta. text: without the token that ended it, nor what may yet become a stop
+    string."""
+
+    choice: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    raw_logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[TopLogprobs] = field(default_factory=list)
+    finish: Finish | None = None
+    completion: Completion | None = None
+
+
+class Writing:
+    """One choice as it grows: its text, how many tokens, when the first came, why it ended."""
+
+    def __init__(self, model: ServedModel, request: Request, special: bool) -> None:
+        self.n_tokens = 0
+        self.first_s = 0.0
+        self.last_s = 0.0
+        self.completion: Completion | None = None
+        self._stop_ids = request.params.stop_token_ids
+        self._cutter = TextCutter(model.engine.tokenizer.stream(special), request.params.stop)
+
+    def take(self, event: Event, now_s: float) -> str:
+        """The text that an event makes certain."""
+        if event.token_ids and not self.n_tokens:
+            self.first_s = now_s
+        self.last_s = now_s
+        self.n_tokens += len(event.token_ids)
+        ids = event.token_ids
+        by_token = event.finish == "eos" or (event.finish == "stop" and ids and ids[-1] in self._stop_ids)
+        text = "".join([self._cutter.push(token) for token in (ids[:-1] if by_token else ids)])
+        if event.finish is None:
+            return text
+        assert isinstance(event, FinishedEvent)
+        self.completion = event.completion
+        return text + self._cutter.flush()
+
+
+class Generation:
+    """Runs requests on a model and collects what comes. special: control tokens are part of the text.
+
+    Made by `Server.generate`, which also counts it; whoever has it must call `close`.
+    """
+
+    def __init__(
+        self,
+        model: ServedModel,
+        requests: Sequence[Request],
+        *,
+        special: bool = False,
+        closed: Callable[[Generation], None] = lambda generation: None,
+    ) -> None:
+        self.model = model
+        self.requests = tuple(requests)
+        self.n = self.requests[0].n
+        self.n_choices = self.n * len(self.requests)
+        self.writings = [Writing(model, request, special) for request in requests for _ in range(request.n)]
+        self.started_s = time.perf_counter()
+        self.closed = False
+        self._on_close = closed
+        self._running: list[int] = []
+        self._pending: dict[int, Delta] = {}
+        self._failure: BaseException | None = None
+        self._wake = asyncio.Event()
+        self._n_open = self.n_choices
+
+    async def start(self) -> None:
+        """Submit the requests. EtudeError, before anything runs, if one could never run."""
+        await self.model.open.wait()
+        self.started_s = time.perf_counter()
+        await asyncio.to_thread(self._submit)  # grammars and samplers take their time to be made
+
+    def _submit(self) -> None:
+        put = self.model.mailbox.put
+        for at, request in enumerate(self.requests):
+            take = partial(self._take, at * self.n)
+            arrived = partial(_arrived, put, take)
+            self._running.append(self.model.engine.watch(request, arrived))
+        if self.closed:  # meanwhile, by a client that has gone
+            self._forget()
+
+    def _forget(self) -> None:
+        for request_id in self._running:
+            self.model.engine.forget(request_id)
+
+    def _take(self, first: int, arrival: tuple[float, Event | BaseException]) -> None:
+        """In the event loop: an event of the prompt whose first choice is `first`."""
+        now_s, event = arrival
+        if isinstance(event, BaseException):
+            self._failure = RuntimeError(f"the engine has stopped: {event}")
+        elif isinstance(event, FinishedEvent) and event.error is not None:
+            self._failure = EtudeError(event.error)
+        else:
+            self._add(first + event.index, event, now_s)
+        self._wake.set()
+
+    def _add(self, choice: int, event: Event, now_s: float) -> None:
+        delta = self._pending.get(choice)
+        if delta is None:
+            delta = self._pending[choice] = Delta(choice)
+        delta.text += self.writings[choice].take(event, now_s)
+        delta.token_ids += event.token_ids
+        delta.logprobs += event.logprobs
+        delta.raw_logprobs += event.raw_logprobs
+        delta.top_logprobs += event.top_logprobs
+        if event.finish is not None:
+            delta.finish = event.finish
+            delta.completion = self.writings[choice].completion
+            self._n_open -= 1
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """What arrives, until every choice has ended. EtudeError if the engine had to end one itself."""
+        while True:
+            pending, self._pending = self._pending, {}
+            for delta in pending.values():
+                yield delta
+            if self._failure is not None:
+                raise self._failure
+            if not self._n_open and not self._pending:
+                return
+            if not self._pending:
+                self._wake.clear()
+                await self._wake.wait()
+
+    async def completions(self) -> list[Completion]:
+        """All choices, when they have ended."""
+        async for _ in self.deltas():
+            pass
+        return [writing.completion for writing in self.writings if writing.completion is not None]
+
+    def close(self) -> None:
+        """End what still runs. May be called again."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._n_open:
+            self._forget()
+        self._on_close(self)
+
+    # ── what it cost ──
+
+    @property
+    def n_prompt(self) -> int:
+        """Prompt tokens; each prompt counts once, however many completions it has."""
+        return sum(len(request.prompt_ids) for request in self.requests)
+
+    @property
+    def n_cached(self) -> int:
+        """Prompt tokens that were found in the cache; known when a completion has ended."""
+        firsts = (self.writings[at * self.n].completion for at in range(len(self.requests)))
+        return sum(completion.n_cached for completion in firsts if completion is not None)
+
+    @property
+    def n_predicted(self) -> int:
+        return sum(writing.n_tokens for writing in self.writings)
+
+    def usage(self) -> dict[str, Any]:
+        """OpenAI's usage object."""
+        return {
+            "prompt_tokens": self.n_prompt,
+            "completion_tokens": self.n_predicted,
+            "total_tokens": self.n_prompt + self.n_predicted,
+            "prompt_tokens_details": {"cached_tokens": self.n_cached},
+        }
+
+    def timings(self) -> dict[str, Any]:
+        """llama.cpp's timings object. The prompt's time ends with the first token."""
+        firsts = [writing.first_s for writing in self.writings if writing.n_tokens]
+        last_s = max((writing.last_s for writing in self.writings), default=0.0) or time.perf_counter()
+        first_s = min(firsts, default=last_s)
+        n_read = max(self.n_prompt - self.n_cached, 0)
+        prompt = _rate("prompt", n_read, 1e3 * (first_s - self.started_s))
+        return (
+            {"cache_n": self.n_cached}
+            | prompt
+            | _rate("predicted", self.n_predicted, 1e3 * (last_s - first_s))
+        )
+
+
+def _arrived(
+    put: Callable[[Callable[[Any], None], Any], None],
+    take: Callable[[Any], None],
+    event: Event | BaseException,
+) -> None:
+    """In the computing thread."""
+    put(take, (time.perf_counter(), event))
+
+
+def _rate(name: str, n: int, ms: float) -> dict[str, Any]:
+    return {
+        f"{name}_n": n,
+        f"{name}_ms": ms,
+        f"{name}_per_token_ms": ms / n if n else 0.0,
+        f"{name}_per_second": 1e3 * n / ms if n and ms > 0 else 0.0,
+    }

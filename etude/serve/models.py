@@ -1,0 +1,213 @@
+"""The models of a server: found by name, loaded when they are asked for, unloaded when nobody asks any more.
+
+A spec says where a model lies and what it is called; the loader, which the command line gives, makes an
+engine of it. At most `max_loaded` engines live at once: the one used longest ago makes room, as soon as
+nothing runs on it. With a single model every name means it, as with llama.cpp: clients send "gpt-3.5-turbo".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from etude.engine.engine import Engine
+from etude.model.chat import ChatTemplate
+from etude.model.thinking import ThinkingTags
+from etude.records import EtudeError, SamplingParams
+from etude.serve.errors import ApiError
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model that can be loaded. name: its id in the API; aliases mean it too."""
+
+    name: str
+    path: Path
+    aliases: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelDefaults:
+    """What a request does not say. template: instead of the model's own. reasoning_budget: tokens of thinking
+    (-1: no limit). prefill: an assistant's message at the end is continued instead of answered. adapter: name
+    and scale of a LoRA adapter that every request runs with."""
+
+    params: SamplingParams = field(default_factory=SamplingParams)
+    template: ChatTemplate | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    reasoning_format: str = "auto"
+    reasoning_budget: int = -1
+    reasoning_budget_message: str = ""
+    prefill: bool = True
+    adapter: tuple[str, float] | None = None
+
+
+Loader = Callable[[ModelSpec], Engine]
+
+
+class Mailbox:
+    """Carries what the computing thread finds to the event loop: one wake-up for all that a step gave."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pending: deque[tuple[Callable[[Any], None], Any]] = deque()
+        self._scheduled = False
+
+    def put(self, take: Callable[[Any], None], item: Any) -> None:
+        """Have `take(item)` called in the event loop. For any thread."""
+        self._pending.append((take, item))
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon_threadsafe(self._empty)
+
+    def _empty(self) -> None:
+        self._scheduled = False
+        while self._pending:
+            take, item = self._pending.popleft()
+            take(item)
+
+
+class ServedModel:
+    """A loaded model. uses: who works with it now. open: cleared while paused; new work waits for it."""
+
+    def __init__(self, spec: ModelSpec, engine: Engine, defaults: ModelDefaults) -> None:
+        self.spec = spec
+        self.engine = engine
+        self.defaults = defaults
+        self.template = defaults.template or engine.chat
+        self.tags = (self.template.tags if self.template else None) or ThinkingTags()
+        self.mailbox = Mailbox()
+        self.loaded_at = int(time.time())
+        self.uses = 0
+        self.used_at = time.monotonic()
+        self.open = asyncio.Event()
+        self.open.set()
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+
+class ModelPool:
+    """Specs, and the engines of those in use. Belongs to one event loop.
+
+    max_loaded: engines at once. idle_s: an engine that nobody used for so long is closed; None: never.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ModelSpec],
+        loader: Loader,
+        defaults: ModelDefaults | None = None,
+        *,
+        max_loaded: int = 1,
+        idle_s: float | None = None,
+    ) -> None:
+        names = [name for spec in specs for name in (spec.name, *spec.aliases)]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice or not specs:
+            raise EtudeError(f"two models are called {twice[0]!r}" if twice else "there is no model to serve")
+        self.specs = tuple(specs)
+        self.defaults = defaults or ModelDefaults()
+        self.max_loaded = max_loaded
+        self.idle_s = idle_s
+        self._by_name = {name: spec for spec in specs for name in (spec.name, *spec.aliases)}
+        self._loader = loader
+        self._loaded: dict[str, ServedModel] = {}
+        self._lock = asyncio.Lock()
+        self._freed = asyncio.Event()
+
+    def find(self, name: str | None) -> ModelSpec:
+        """The model a request means; without a name the first. ApiError 404 for a name that none of several
+        has."""
+        if not name or len(self.specs) == 1:
+            return self.specs[0]
+        return self.named(name)
+
+    def named(self, name: str) -> ModelSpec:
+        """The model that has this name. ApiError 404 if none has."""
+        if name in self._by_name:
+            return self._by_name[name]
+        known = ", ".join(spec.name for spec in self.specs)
+        raise ApiError(
+            404,
+            f"the model {name!r} does not exist; there are: {known}",
+            param="model",
+            code="model_not_found",
+        )
+
+    def loaded(self, name: str | None = None) -> ServedModel | None:
+        """The model, if it is loaded now."""
+        return self._loaded.get(self.find(name).name)
+
+    @property
+    def all_loaded(self) -> list[ServedModel]:
+        return list(self._loaded.values())
+
+    async def acquire(self, name: str | None = None) -> ServedModel:
+        """The model, loaded if it has to be, for use until `release`. Waits where others must end first."""
+        spec = self.find(name)
+        model = self._loaded.get(spec.name)
+        if model is None:
+            async with self._lock:
+                model = self._loaded.get(spec.name) or await self._load(spec)
+                model.uses += 1  # before anyone else may unload it
+        else:
+            model.uses += 1
+        model.used_at = time.monotonic()
+        return model
+
+    def release(self, model: ServedModel) -> None:
+        """The other end of `acquire`."""
+        model.uses -= 1
+        model.used_at = time.monotonic()
+        if not model.uses:
+            self._freed.set()
+
+    @asynccontextmanager
+    async def use(self, name: str | None = None) -> AsyncIterator[ServedModel]:
+        """`acquire` and `release` around a block."""
+        model = await self.acquire(name)
+        try:
+            yield model
+        finally:
+            self.release(model)
+
+    async def _load(self, spec: ModelSpec) -> ServedModel:
+        while len(self._loaded) >= self.max_loaded:
+            idle = [model for model in self._loaded.values() if not model.uses]
+            if idle:
+                await self._unload(min(idle, key=lambda model: model.used_at))
+            else:
+                self._freed.clear()
+                await self._freed.wait()
+        engine = await asyncio.to_thread(self._loader, spec)
+        model = ServedModel(spec, engine, self.defaults)
+        self._loaded[spec.name] = model
+        return model
+
+    async def _unload(self, model: ServedModel) -> None:
+        del self._loaded[model.name]
+        await asyncio.to_thread(model.engine.close)
+
+    async def unload_idle(self) -> None:
+        """Close what nobody used for `idle_s`."""
+        if self.idle_s is None:
+            return
+        async with self._lock:
+            oldest = time.monotonic() - self.idle_s
+            for model in self.all_loaded:
+                if not model.uses and model.used_at <= oldest:
+                    await self._unload(model)
+
+    async def close(self) -> None:
+        """Close all engines; what still runs on them ends with an error."""
+        for model in self.all_loaded:
+            await self._unload(model)

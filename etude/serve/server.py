@@ -1,0 +1,158 @@
+"""What all routes share: settings, models, who runs, what has been done.
+
+`server_of(request)` gives it to a handler. `generate` is the way to completions: it takes the model, refuses
+when too much waits, submits, and counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic import BaseModel
+from starlette.requests import Request as HttpRequest
+
+from etude.records import Request
+from etude.serve.errors import ApiError
+from etude.serve.generation import Generation
+from etude.serve.models import ModelPool, ServedModel
+from etude.serve.settings import ServeSettings
+
+Body = TypeVar("Body", bound=BaseModel)
+RECENT = 0.2  # weight of the latest request in the mean time of a request
+
+
+@dataclass
+class Totals:
+    """Since the start, of requests that have ended."""
+
+    requests: int = 0
+    aborted: int = 0
+    refused: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    predicted_tokens: int = 0
+    prompt_ms: float = 0.0
+    predicted_ms: float = 0.0
+
+
+class Server:
+    """The state of a running server."""
+
+    def __init__(self, settings: ServeSettings, pool: ModelPool) -> None:
+        self.settings = settings
+        self.pool = pool
+        self.totals = Totals()
+        self.started_at = time.time()
+        self.active: dict[int, Generation] = {}
+        self._serials = itertools.count()
+        self._n_running = 0
+        self._mean_s = 1.0
+
+    @property
+    def n_running(self) -> int:
+        """Completions that run or wait."""
+        return self._n_running
+
+    async def body(self, request: HttpRequest, kind: type[Body]) -> Body:
+        """The request's JSON, checked. ApiError 413 or ValidationError."""
+        return kind.model_validate_json(await read_body(request, self.settings.max_body_bytes))
+
+    @asynccontextmanager
+    async def model(self, name: str | None) -> AsyncIterator[ServedModel]:
+        """A model for the time of a block."""
+        async with self.pool.use(name) as model:
+            yield model
+
+    async def generate(
+        self,
+        name: str | None,
+        make: Callable[[ServedModel], Sequence[Request]],
+        *,
+        special: Callable[[ServedModel], bool] = lambda model: False,
+    ) -> Generation:
+        """Start the requests that `make` gives for a model; it runs in a thread, where templates and
+        tokenizers may take their time. The caller closes the generation.
+
+        ApiError 404: no such model; 429: too much waits. EtudeError: a request could never run.
+        """
+        model = await self.pool.acquire(name)
+        generation: Generation | None = None
+        try:
+            self._check_queue(1)
+            requests = await asyncio.to_thread(make, model)
+            n = sum(request.n for request in requests)
+            self._check_queue(n)
+            self._n_running += n
+            serial = next(self._serials)
+            generation = Generation(
+                model, requests, special=special(model), closed=lambda ended: self._ended(serial, ended)
+            )
+            self.active[serial] = generation
+            await generation.start()
+            return generation
+        except BaseException:
+            if generation is not None:
+                generation.close()
+            else:
+                self.pool.release(model)
+            raise
+
+    def _check_queue(self, n: int) -> None:
+        limit = self.settings.max_queue
+        if self._n_running + n <= limit:
+            return
+        self.totals.refused += 1
+        if n > limit:
+            raise ApiError(
+                400, f"{n} completions in one request; this server takes {limit} at once", param="n"
+            )
+        raise ApiError(
+            429,
+            f"{self._n_running} completions run or wait, and {limit} is the limit: come again later",
+            code="rate_limit_exceeded",
+            retry_after_s=max(1, min(60, round(self._mean_s))),
+        )
+
+    def _ended(self, serial: int, generation: Generation) -> None:
+        del self.active[serial]
+        self._n_running -= generation.n_choices
+        self.pool.release(generation.model)
+        totals, timings = self.totals, generation.timings()
+        totals.requests += 1
+        totals.aborted += any(writing.completion is None for writing in generation.writings)
+        totals.prompt_tokens += timings["prompt_n"]
+        totals.cached_tokens += timings["cache_n"]
+        totals.predicted_tokens += timings["predicted_n"]
+        totals.prompt_ms += timings["prompt_ms"]
+        totals.predicted_ms += timings["predicted_ms"]
+        took_s = time.perf_counter() - generation.started_s
+        self._mean_s += RECENT * (took_s - self._mean_s)
+
+
+def server_of(request: HttpRequest) -> Server:
+    """The server a handler works for."""
+    server: Server = request.app.state.server
+    return server
+
+
+async def read_body(request: HttpRequest, limit: int) -> bytes:
+    """The whole body. ApiError 413 as soon as it is too long, whatever its headers said."""
+    announced = request.headers.get("content-length", "0")
+    length = int(announced) if announced.isdecimal() and len(announced) < 16 else 0
+    chunks: list[bytes] = []
+    n_bytes = 0
+    if length <= limit:
+        async for chunk in request.stream():
+            n_bytes += len(chunk)
+            if n_bytes > limit:
+                break
+            chunks.append(chunk)
+        else:
+            return b"".join(chunks)
+    raise ApiError(413, f"the body has more than {limit} bytes, the most that this server takes")

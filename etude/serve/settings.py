@@ -1,0 +1,42 @@
+"""What the server was told at its start: where it listens, who may ask, how much it takes.
+
+Models and how to sample from them are the pool's (models.py). Defaults are safe: loopback only, no CORS, no
+administration without a key of its own, bodies and lines of bounded size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MAX_BODY_BYTES = 32 << 20
+MAX_QUEUE = 1024
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """api_keys: one of them opens everything but the admin routes; none: open. admin_keys: none: those routes
+    are closed. cors_origins: web pages of other hosts that may ask; "*" is any. max_queue: completions that
+    run or wait at once, more are refused with 429. write_timeout_s: a client that takes nothing for so long
+    is dropped. prefix: what stands before every path. folders: by name, where requests may name files:
+    "slots" (prompt caches), "adapters", "weights"; a folder that is absent closes what would use it.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_keys: tuple[str, ...] = ()
+    admin_keys: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    max_queue: int = MAX_QUEUE
+    max_body_bytes: int = MAX_BODY_BYTES
+    write_timeout_s: float = 600.0
+    ping_interval_s: float = 30.0
+    prefix: str = ""
+    shows_slots: bool = True
+    shows_metrics: bool = False
+    shows_pages: bool = True
+    changes_props: bool = False
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    data_folder: Path | None = None

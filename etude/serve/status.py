@@ -1,0 +1,83 @@
+"""GET /health, /v1/models: whether the server lives, and what it can be asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from etude.serve.models import ModelSpec, ServedModel
+from etude.serve.server import Server, server_of
+from etude.serve.sse import JsonResponse
+
+
+async def health(request: Request) -> Response:
+    """Open to everybody. A model that is not loaded is loaded by the first request that needs it."""
+    return JsonResponse({"status": "ok"})
+
+
+async def models(request: Request) -> Response:
+    """OpenAI's list, with llama.cpp's and vLLM's additions; what is known of loaded models only is absent for
+    others."""
+    server = server_of(request)
+    data = [model_json(server, spec) for spec in server.pool.specs]
+    return JsonResponse(
+        {"object": "list", "data": data, "models": [_listed(spec) for spec in server.pool.specs]}
+    )
+
+
+async def model(request: Request) -> Response:
+    """One of them. A 404 for a name that none has, even where a single model serves any name."""
+    server = server_of(request)
+    name = request.path_params["name"]
+    spec = server.pool.named(name)
+    return JsonResponse(model_json(server, spec))
+
+
+def model_json(server: Server, spec: ModelSpec) -> dict[str, Any]:
+    """An entry of the list."""
+    served = server.pool.loaded(spec.name)
+    entry: dict[str, Any] = {
+        "id": spec.name,
+        "object": "model",
+        "created": int(server.started_at) if served is None else served.loaded_at,
+        "owned_by": "etude",
+        "aliases": list(spec.aliases),
+        "tags": list(spec.tags),
+        "status": {"value": "unloaded" if served is None else "loaded"},
+    }
+    if served is not None:
+        entry |= {"max_model_len": served.engine.context, "meta": meta(served)}
+    return entry
+
+
+def meta(model: ServedModel) -> dict[str, Any]:
+    """llama.cpp's facts of a model."""
+    engine = model.engine
+    return {
+        "n_vocab": engine.tokenizer.n_vocab,
+        "n_ctx": engine.context,
+        "n_ctx_train": engine.config.context_length,
+        "n_embd": engine.config.d_model,
+        "size": engine.weight_bytes,
+        "ftype": "/".join(engine.weight_types),
+        "weights_version": engine.weights_version,
+        "adapters": list(engine.adapters),
+    }
+
+
+def _listed(spec: ModelSpec) -> dict[str, Any]:
+    """As Ollama's clients read it."""
+    return {"name": spec.name, "model": spec.name, "type": "model", "capabilities": ["completion"],
+            "details": {"format": "gguf"}}  # fmt: skip
+
+
+ROUTES = [
+    Route("/health", health),
+    Route("/v1/health", health),
+    Route("/v1/models", models),
+    Route("/models", models),
+    Route("/v1/models/{name:path}", model),
+]
