@@ -34,7 +34,7 @@ from etude.recipes.assembly import (
     settled,
 )
 from etude.recipes.judging import Judges, judges_of
-from etude.recipes.probe import estimate
+from etude.recipes.probe import Probed, few, tried
 from etude.records import EtudeError, Problem
 from etude.rewards import AnyReward, Judge
 from etude.rollout import PromptWriter, check_prompts, single_turn
@@ -179,11 +179,17 @@ def checkpoint_bytes(made: Assembled, config: GrpoConfig) -> int:
 
 
 def probe(config: GrpoConfig, job: Job, given: Given = Given()) -> str:
-    """What a step will take, tried for a few seconds; nothing is written."""
-    config, job = settled(config, job)
+    """What a step will take, tried for a few seconds; nothing stays."""
     with assembled(config, job, given) as made:
-        found = estimate(made.trained.learner, made.source, made.task.objective, config.compute.max_tokens)
-    return found.text(config.run.steps)
+        policy, objective = Probed(made.trained.learner, checked=True), made.task.objective
+        some, share = few(made.held_out)
+        found = tried(
+            config.run,
+            [policy],
+            lambda run: algorithm.train(policy, made.source, objective, run, some),
+            eval_share=share,
+        )
+    return found.text(config.run.steps, config.eval.every)
 
 
 def policy_of(config: GrpoConfig, objective: Objective) -> Trained:

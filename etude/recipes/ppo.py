@@ -11,7 +11,7 @@ reward model whose scores are normalised makes a critic on the same scale.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from etude.recipes.assembly import (
 )
 from etude.recipes.grpo import Given, RewardNames
 from etude.recipes.judging import Judges, judges_of
+from etude.recipes.probe import Probed, few, tried
 from etude.records import EtudeError, Problem
 from etude.rewards import AnyReward, Judge
 from etude.rollout import check_prompts, single_turn
@@ -87,9 +88,19 @@ class PpoConfig:
     run: RunSettings = field(default_factory=RunSettings)
 
 
-def steps(config: PpoConfig, job: Job, given: Given = BY_NAME) -> Iterator[Report]:
-    """Train, step by step; the final model, the actor, is written after the last one."""
-    config, job = settled(config, job)
+@dataclass(frozen=True)
+class Assembled:
+    """Everything that a run works with."""
+
+    actor: Trained
+    critic: Trained
+    source: RolloutSource
+    held_out: HeldOut | None
+
+
+@contextmanager
+def assembled(config: PpoConfig, job: Job, given: Given) -> Iterator[Assembled]:
+    """Load models, engine and problems, and see that they fit together."""
     check_effects(config.ppo, job.written)
     if given.problems is None:
         problems, held_out = problems_of(config.data, config.run.seed)
@@ -127,22 +138,44 @@ def steps(config: PpoConfig, job: Job, given: Given = BY_NAME) -> Iterator[Repor
             seed=config.run.seed,
             counted_parts=judges.counted,
         )
-        with opened(
+        yield Assembled(actor, critic, source, held_out_of(config, judges, held_out))
+
+
+def steps(config: PpoConfig, job: Job, given: Given = BY_NAME) -> Iterator[Report]:
+    """Train, step by step; the final model, the actor, is written after the last one."""
+    config, job = settled(config, job)
+    with (
+        assembled(config, job, given) as made,
+        opened(
             job,
             config.run,
             "ppo",
-            {"actor": actor.learner, "critic": critic.learner},
-            saves_every_step=actor.lora is not None and critic.lora is not None,
-            checkpoint_bytes=checkpoint_bytes(config, actor, critic),
-            sampled_tokens=source.most_tokens,
-        ) as run:
-            for report in algorithm.train(
-                actor.learner, critic.learner, source, config.ppo, run, held_out_of(config, judges, held_out)
-            ):
-                yield report
-                if report.stopped:
-                    return
-            save_final(run, actor, config.model.name)
+            {"actor": made.actor.learner, "critic": made.critic.learner},
+            saves_every_step=made.actor.lora is not None and made.critic.lora is not None,
+            checkpoint_bytes=checkpoint_bytes(config, made.actor, made.critic),
+            sampled_tokens=made.source.most_tokens,
+        ) as run,
+    ):
+        actor, critic = made.actor.learner, made.critic.learner
+        for report in algorithm.train(actor, critic, made.source, config.ppo, run, made.held_out):
+            yield report
+            if report.stopped:
+                return
+        save_final(run, made.actor, config.model.name)
+
+
+def probe(config: PpoConfig, job: Job, given: Given = BY_NAME) -> str:
+    """What a step will take, tried for a few seconds; nothing stays."""
+    with assembled(config, job, given) as made:
+        actor, critic = Probed(made.actor.learner, checked=True), Probed(made.critic.learner)
+        some, share = few(made.held_out)
+        found = tried(
+            config.run,
+            [actor, critic],
+            lambda run: algorithm.train(actor, critic, made.source, config.ppo, run, some),
+            eval_share=share,
+        )
+    return found.text(config.run.steps, config.eval.every)
 
 
 def checkpoint_bytes(config: PpoConfig, actor: Trained, critic: Trained) -> int:

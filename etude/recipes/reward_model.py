@@ -7,7 +7,7 @@ train/judge.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from etude.model.family import ModelConfig
 from etude.model.heads import ScalarHead
 from etude.recipes.assembly import Trained, settled
 from etude.recipes.texts import (
+    Assembled,
     Rates,
     TextConfig,
     epochs_of,
@@ -27,6 +28,7 @@ from etude.recipes.texts import (
     run_through,
     short_enough,
     trained_of,
+    tried_text,
 )
 from etude.records import EtudeError, Problem
 from etude.rollout import PromptWriter
@@ -60,19 +62,29 @@ def steps(config: RewardModelConfig, job: Job) -> Iterator[Report]:
     if config.run.final == "gguf":
         raise EtudeError("run.final is gguf; a reward model is written as a folder: write folder, or none")
     config, job = settled(config, job)
+    with assembled(config, job) as made:
+        yield from run_through(job, config, "reward-model", made)
+
+
+def probe(config: RewardModelConfig, job: Job) -> str:
+    """What a step will take, tried for a few seconds; nothing stays."""
+    with assembled(config, job) as made:
+        return tried_text(config, made)
+
+
+@contextmanager
+def assembled(config: RewardModelConfig, job: Job) -> Iterator[Assembled]:
+    """Read the data, load the model, with a new head."""
     data, n_items, model = data_of(config, job)
     epochs = epochs_of(config, n_items, RATES)
     generator = torch.Generator().manual_seed(config.run.seed)
     head = ScalarHead(model.d_model).initialize(generator).to(config.model.device)
     trained = trained_of(config, epochs, RATES, head=head)
     with closing(trained.source):
-        yield from run_through(
-            job,
-            config,
-            "reward-model",
+        yield Assembled(
             trained,
             epochs,
-            lambda run: algorithm.reward_model(trained.learner, data, epochs, config.eval, run),
+            lambda learner: lambda run: algorithm.reward_model(learner, data, epochs, config.eval, run),
             lambda run: finish(run, trained, config, data),
         )
 

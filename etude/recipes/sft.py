@@ -10,7 +10,7 @@ What is learnt from is put together here; the algorithm is train/sft.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -19,6 +19,7 @@ from etude.learner.batch import Sample
 from etude.model.family import ModelConfig
 from etude.recipes.assembly import refuse_without_effect, save_final, settled
 from etude.recipes.texts import (
+    Assembled,
     Rates,
     TextConfig,
     epochs_of,
@@ -27,6 +28,7 @@ from etude.recipes.texts import (
     run_through,
     short_enough,
     trained_of,
+    tried_text,
 )
 from etude.records import Message
 from etude.rollout import PromptWriter
@@ -46,6 +48,19 @@ class SftConfig(TextConfig):
 def steps(config: SftConfig, job: Job) -> Iterator[Report]:
     """Train, step by step; the final model is written after the last one."""
     config, job = settled(config, job)
+    with assembled(config, job) as made:
+        yield from run_through(job, config, "sft", made)
+
+
+def probe(config: SftConfig, job: Job) -> str:
+    """What a step will take, tried for a few seconds; nothing stays."""
+    with assembled(config, job) as made:
+        return tried_text(config, made)
+
+
+@contextmanager
+def assembled(config: SftConfig, job: Job) -> Iterator[Assembled]:
+    """Read the data, load the model."""
     refuse_without_effect(job.written, ("optimizer.head_learning_rate",), "SFT has no scalar head")
     training, held_out = parted(config, job.written, load_examples, prompt_of)
     with reading(config.model) as (prompts, model):
@@ -54,13 +69,10 @@ def steps(config: SftConfig, job: Job) -> Iterator[Report]:
     epochs = epochs_of(config, len(samples), RATES)
     trained = trained_of(config, epochs, RATES)
     with closing(trained.source):
-        yield from run_through(
-            job,
-            config,
-            "sft",
+        yield Assembled(
             trained,
             epochs,
-            lambda run: algorithm.sft(trained.learner, samples, held, epochs, config.eval, run),
+            lambda learner: lambda run: algorithm.sft(learner, samples, held, epochs, config.eval, run),
             lambda run: save_final(run, trained, config.model.name),
         )
 

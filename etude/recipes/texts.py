@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from etude.data import Order, split, without
+from etude.learner.learner import Learner
 from etude.learner.local import ComputeSettings
 from etude.learner.lora import LoraSettings
 from etude.model.checkpoint import config_of, open_source
@@ -16,6 +17,7 @@ from etude.model.family import ModelConfig
 from etude.model.heads import ScalarHead
 from etude.model.pull import resolve
 from etude.recipes.assembly import Trained, learner_of, refuse_without_effect
+from etude.recipes.probe import Probed, tried
 from etude.records import EtudeError, Message, Problem
 from etude.rollout import PromptWriter
 from etude.train.answers import prompt_writer
@@ -126,26 +128,38 @@ def trained_of(
     return learner_of(config.model, config.compute, optimizer, config.lora, head=head)
 
 
-def run_through(
-    job: Job,
-    config: TextConfig,
-    algorithm: str,
-    trained: Trained,
-    epochs: Epochs,
-    train: Callable[[Run], Iterator[Report]],
-    finish: Callable[[Run], object],
-) -> Iterator[Report]:
+@dataclass(frozen=True)
+class Assembled:
+    """Everything that a run works with. begin: a learner as training finds it → what trains it. finish:
+    writes the finished model."""
+
+    trained: Trained
+    epochs: Epochs
+    begin: Callable[[Learner], Callable[[Run], Iterator[Report]]]
+    finish: Callable[[Run], object]
+
+
+def run_through(job: Job, config: TextConfig, algorithm: str, made: Assembled) -> Iterator[Report]:
     """The run: its steps, and the finished model unless it was stopped."""
+    train = made.begin(made.trained.learner)
     with opened(
         job,
-        config.run.of_steps(epochs.steps),
+        config.run.of_steps(made.epochs.steps),
         algorithm,
-        {"policy": trained.learner},
+        {"policy": made.trained.learner},
         saves_every_step=config.lora is not None,
-        checkpoint_bytes=trained.checkpoint_bytes,
+        checkpoint_bytes=made.trained.checkpoint_bytes,
     ) as run:
         for report in train(run):
             yield report
             if report.stopped:
                 return
-        finish(run)
+        made.finish(run)
+
+
+def tried_text(config: TextConfig, made: Assembled) -> str:
+    """What a step will take, tried for a few seconds; nothing stays."""
+    learner = Probed(made.trained.learner)
+    train, settings = made.begin(learner), config.run.of_steps(made.epochs.steps)
+    learner.unpaid()  # what `begin` has computed is no part of a step
+    return tried(settings, [learner], train).text(settings.steps, config.eval.every)

@@ -27,12 +27,12 @@ FLAGS: Mapping[str, bool] = {"resume": True, "dry-run": False}
 @dataclass(frozen=True)
 class Training:
     """A verb. config: its record of tables, with a table `run`. steps: trains, step by step. probe: what
-    --dry-run prints; None: it has none. example: a command that works."""
+    --dry-run prints. example: a command that works."""
 
     config: type
     steps: Callable[[Any, Job], Iterator[Report]]
     example: str
-    probe: Callable[[Any, Job], str] | None = None
+    probe: Callable[[Any, Job], str]
 
 
 TRAININGS: Mapping[str, Training] = {
@@ -41,18 +41,21 @@ TRAININGS: Mapping[str, Training] = {
         sft.steps,
         "etude sft examples/sft.toml --batches.epochs 3\n"
         "    etude sft --data.train conversations.jsonl --data.held_out_size 100 --lora.rank 16",
+        sft.probe,
     ),
     "reward-model": Training(
         reward_model.RewardModelConfig,
         reward_model.steps,
         "etude reward-model examples/reward_model.toml\n"
         "    etude reward-model --data.train pairs.jsonl --data.held_out_size 200",
+        reward_model.probe,
     ),
     "dpo": Training(
         dpo.DpoConfig,
         dpo.steps,
         "etude dpo examples/dpo.toml --dpo.loss ipo\n"
         "    etude dpo --data.train pairs.jsonl --data.held_out_size 200 --lora.rank 16",
+        dpo.probe,
     ),
     "grpo": Training(
         grpo.GrpoConfig,
@@ -67,6 +70,7 @@ TRAININGS: Mapping[str, Training] = {
         ppo.steps,
         "etude ppo examples/ppo.toml\n"
         "    etude ppo examples/ppo.toml --ppo.critic runs/reward-model-001/final --ppo.lam 0.95",
+        ppo.probe,
     ),
 }
 
@@ -84,8 +88,6 @@ def main(verb: Verb, argv: Sequence[str]) -> int:
     else:
         job = Job(free_folder(read.config.run, verb.name), asdict(read.config), read.written)
     if "dry-run" in read.flags:
-        if training.probe is None:
-            raise UsageError(f"--dry-run: etude {verb.name} has none")
         sys.stdout.write(training.probe(read.config, job))
         return 0
     config, job = settled(read.config, job)

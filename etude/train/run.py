@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any, Protocol
 
@@ -308,3 +309,19 @@ def opened(
         finally:
             if run.tracker is not None:
                 run.tracker.close()
+
+
+class Trial(Run):
+    """A run of which nothing stays."""
+
+    def saves(self, step: int, metric: float | None) -> bool:
+        return False
+
+
+@contextmanager
+def trial(settings: RunSettings) -> Iterator[Run]:
+    """A run to see what its steps take, in a folder that goes with it."""
+    with TemporaryDirectory(prefix="etude-") as folder:
+        info = RunInfo("trial", settings.steps)
+        with RunWriter.create(Path(folder) / "trial", {}, info) as writer:
+            yield Trial(writer, settings, {}, saves_every_step=False, checkpoint_bytes=0)
