@@ -24,6 +24,12 @@ LONG_WINDOW = 10
 LOOK_BACK = 20
 """Steps that a jump is compared with."""
 
+NEARLY_ALL = 0.9
+"""Answers cut off, of which one need not wait whether they become fewer."""
+
+MISMATCH_HEALTHY = 1e-4
+"""k3 below which no growth is a sign: what bf16 on both sides may have."""
+
 
 @dataclass(frozen=True)
 class Thresholds:
@@ -32,7 +38,7 @@ class Thresholds:
 
     steps_in_a_row: how long most signs must last. gain: what counts as a gain of form, or as a loss or a gain
     of reward, as a share of its range. content_share: of the gain of form, by which content must have grown
-    too. mismatch_healthy: below it no growth is a sign.
+    too.
     """
 
     steps_in_a_row: int = 3
@@ -45,14 +51,12 @@ class Thresholds:
     entropy_high: float = 2.0  # × the start's, and half a nat more
     repetition: float = 0.3
     length_bias: float = 1.3  # growth of wrong answers ÷ growth of right ones
-    truncated: float = 0.2  # and not falling, or nearly all:
-    nearly_all_truncated: float = 0.9
+    truncated: float = 0.2  # and not falling, or NEARLY_ALL
     kl_per_token: float = 0.1
     kl_jump: float = 5.0  # × the median of LOOK_BACK steps
     gradient_jump: float = 10.0  # × the median of LOOK_BACK steps
     mismatch_k3: float = 0.01
-    mismatch_growth: float = 10.0  # × the start's
-    mismatch_healthy: float = 1e-4
+    mismatch_growth: float = 10.0  # × the start's, and above MISMATCH_HEALTHY
     effective_samples: float = 0.3
     collapsed_groups: float = 0.3
     failed_verdicts: float = 0.05
@@ -224,7 +228,7 @@ def truncation(history: History, t: Thresholds) -> Seen | None:
         return None
     before, now = shares[-2 * WINDOW : -WINDOW], shares[-WINDOW:]
     stays = len(before) == WINDOW and fmean(now) > 0.8 * fmean(before)
-    if not stays and not lasts(shares, t.steps_in_a_row, lambda share: share > t.nearly_all_truncated):
+    if not stays and not lasts(shares, t.steps_in_a_row, lambda share: share > NEARLY_ALL):
         return None
     what = f"{percent(shares[-1])} of the answers are cut off at the limit."
     if numbers(history[-1:], "truncated/masked"):
@@ -362,7 +366,7 @@ def mismatch(history: History, t: Thresholds) -> Seen | None:
     far = lasts(gaps, t.steps_in_a_row, lambda gap: gap > t.mismatch_k3)
     few = lasts(effective, t.steps_in_a_row, lambda share: share < t.effective_samples)
     now = median(gaps[-WINDOW:]) if gaps else math.nan
-    grown = start is not None and now > max(t.mismatch_growth * start, t.mismatch_healthy)
+    grown = start is not None and now > max(t.mismatch_growth * start, MISMATCH_HEALTHY)
     if not far and not few and not grown:
         return None
     shares = f", {percent(effective[-1])} effective samples" if few else ""
