@@ -24,6 +24,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -52,6 +53,7 @@ BATCHES = (8, 16, 32, 64)
 QUICK_BATCH = 16
 GOAL_TOKENS = 64
 RATE_SIZE = 2048
+NEEDED_BYTES = 13e9
 
 
 @dataclass
@@ -100,6 +102,11 @@ class Bench:
         self.load = os.getloadavg()[0]
         if self.load > 0.5:
             self.say(f"load average {self.load:.1f}: this machine is busy")
+        free = available_bytes()
+        if free is not None and free < NEEDED_BYTES:
+            self.say(
+                f"{free / 1e9:.0f} GB of memory available; both sides together take 10 to 12 at 64 tokens"
+            )
 
     def say(self, text: str) -> None:
         print(f"[{(time.monotonic() - self.began) / 60:5.1f} min] {text}", file=sys.stderr, flush=True)
@@ -226,6 +233,15 @@ def fastest(
     return min(by_dtype, key=lambda dtype: by_dtype[dtype]), batch
 
 
+def available_bytes() -> float | None:
+    """Memory that processes can still have; None where the system does not tell."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return None
+    line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
+    return int(line.split()[1]) * 1024.0
+
+
 def told(answers: dict[str, Any]) -> str:
     """A round in a line."""
     parts = []
@@ -299,6 +315,7 @@ def work_folder(kept: Path | None) -> Iterator[Path]:
 
 def main() -> int:
     args = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: both processes are ended
     with work_folder(args.work) as folder:
         bench = Bench(args, folder)
         for kind in KINDS:

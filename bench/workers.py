@@ -119,7 +119,9 @@ class Worker:
             if ready:
                 part = os.read(stream, 1 << 16)
                 if not part:
-                    raise WorkerError(f"it ended ({self._process.wait()})\n{self._end_of_log()}")
+                    status = self._process.wait()
+                    why = ", killed: too little memory?" if status == -signal.SIGKILL else ""
+                    raise WorkerError(f"it ended ({status}{why})\n{self._end_of_log()}")
                 self._buffer += part
             self.peak_bytes = max(self.peak_bytes, *tree_bytes(self._process.pid))
         line, _, self._buffer = self._buffer.partition(b"\n")
