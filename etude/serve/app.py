@@ -18,11 +18,10 @@ from starlette.routing import BaseRoute, Mount
 
 from etude.serve import chat, status
 from etude.serve.access import KeyCheck, RequestIds
-from etude.serve.errors import ApiError, answer_error
+from etude.serve.errors import ApiError, ClientGone, answer_error
 from etude.serve.models import ModelPool
 from etude.serve.server import Server
 from etude.serve.settings import ServeSettings
-from etude.serve.sse import ClientGone
 
 ROUTE_MODULES = (status, chat)
 IDLE_CHECK_S = 1.0

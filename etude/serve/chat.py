@@ -23,7 +23,7 @@ from etude.serve.models import ServedModel
 from etude.serve.openai_json import delta_entries, envelope, finish_reason, token_entries
 from etude.serve.parse import CallDelta, Part, Reply, ReplyParser
 from etude.serve.prompts import ChatPrompt, chat_prompt, chat_variables, continues_last, messages_of
-from etude.serve.sampling import grammar_of, params_of
+from etude.serve.sampling import engine_request, grammar_of, params_of
 from etude.serve.server import Server, server_of
 from etude.serve.sse import DONE, EventStream, JsonResponse, event, until_gone
 from etude.serve.tools import Tools, tools_of
@@ -67,16 +67,8 @@ class ChatWork:
             raise ApiError(
                 400, "an answer cannot have a form of its own and call tools", param="response_format"
             )
-        return [
-            engine_request(
-                model,
-                prompt.ids,
-                params,
-                asked.n or asked.n_cmpl or 1,
-                form or self.tools.grammar,
-                asked.priority or 0,
-            )
-        ]
+        n = asked.n or asked.n_cmpl or 1
+        return [engine_request(asked, model, prompt.ids, params, n, form or self.tools.grammar)]
 
     def special(self, model: ServedModel) -> bool:
         """Whether control tokens are part of the text: calls may be written with them."""
@@ -98,15 +90,6 @@ def _n_top(asked: ChatRequest) -> int | None:
     if asked.top_logprobs is not None:
         raise ApiError(400, "top_logprobs requires logprobs to be set to true", param="top_logprobs")
     return None
-
-
-def engine_request(
-    model: ServedModel, ids: tuple[int, ...], params: Any, n: int, grammar: Any, priority: int = 0,
-    prompt_logprobs: int | None = None,
-) -> Request:  # fmt: skip
-    """With the adapter that the server runs with."""
-    adapter, scale = model.defaults.adapter or (None, 1.0)
-    return Request(ids, params, n, adapter, scale, grammar, priority, prompt_logprobs)
 
 
 def check_length(model: ServedModel, ids: Sequence[int], max_tokens: int | None, param: str) -> None:

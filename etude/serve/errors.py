@@ -36,6 +36,10 @@ TYPES = {
 """llama.cpp's names of what went wrong."""
 
 
+class ClientGone(Exception):
+    """The client has hung up: nobody wants the answer any more."""
+
+
 class ApiError(Exception):
     """An answer that is an error. type None: by the status. extra: further fields of the error object.
     retry_after_s: when to come again."""
@@ -99,6 +103,8 @@ def from_exception(error: BaseException) -> ApiError:
         return ApiError(400, str(error))
     if isinstance(error, ValidationError):
         return from_validation(error)
+    if isinstance(error, ClientGone):
+        return ApiError(499, "the client has hung up")  # nobody reads it
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail))
     log.error("a bug: a request ended with %s", type(error).__name__, exc_info=error)

@@ -34,19 +34,25 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter that models are loaded with. scale: of requests that do not say; 0: they run without."""
+
+    name: str
+    path: Path
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class ModelDefaults:
-    """What a request does not say. template: instead of the model's own. reasoning_budget: tokens of thinking
-    (-1: no limit). prefill: an assistant's message at the end is continued instead of answered. adapter: name
-    and scale of a LoRA adapter that every request runs with."""
+    """What a request does not say. template: instead of the model's own. prefill: an assistant's message at
+    the end is continued instead of answered."""
 
     params: SamplingParams = field(default_factory=SamplingParams)
     template: ChatTemplate | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
     reasoning_format: str = "auto"
-    reasoning_budget: int = -1
-    reasoning_budget_message: str = ""
     prefill: bool = True
-    adapter: tuple[str, float] | None = None
+    adapters: tuple[Adapter, ...] = ()
 
 
 Loader = Callable[[ModelSpec], Engine]
@@ -83,6 +89,7 @@ class ServedModel:
         self.defaults = defaults
         self.template = defaults.template or engine.chat
         self.tags = (self.template.tags if self.template else None) or ThinkingTags()
+        self.adapters = {adapter.name: adapter for adapter in defaults.adapters}
         self.mailbox = Mailbox()
         self.loaded_at = int(time.time())
         self.uses = 0
@@ -93,6 +100,11 @@ class ServedModel:
     @property
     def name(self) -> str:
         return self.spec.name
+
+    def default_adapter(self) -> tuple[str | None, float]:
+        """Name and scale of the adapter that a request runs with if it names none."""
+        applied = [adapter for adapter in self.adapters.values() if adapter.scale != 0]
+        return (applied[0].name, applied[0].scale) if applied else (None, 1.0)
 
 
 class ModelPool:

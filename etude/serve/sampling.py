@@ -22,9 +22,11 @@ from etude.records import (
     Grammar,
     Mirostat,
     Penalties,
+    Request,
     SamplingParams,
     Xtc,
 )
+from etude.serve.models import ServedModel
 from etude.serve.types_openai import ResponseFormat, Sampling
 
 PLAIN = (
@@ -230,6 +232,36 @@ def grammar_of(asked: Sampling, form: ResponseFormat | None = None) -> Grammar |
     if len(forms) > 1:
         raise EtudeError(f"an answer has one form; {' and '.join(name for name, _ in forms)} ask for several")
     return forms[0][1] if forms else None
+
+
+def engine_request(
+    asked: Sampling,
+    model: ServedModel,
+    ids: tuple[int, ...],
+    params: SamplingParams,
+    n: int = 1,
+    grammar: Grammar | None = None,
+    *,
+    prompt_logprobs: int | None = None,
+) -> Request:
+    """The engine's request, with the adapter that was asked for or that the server runs with."""
+    adapter, scale = _adapter(asked, model)
+    return Request(ids, params, n, adapter, scale, grammar, asked.priority or 0, prompt_logprobs)
+
+
+def _adapter(asked: Sampling, model: ServedModel) -> tuple[str | None, float]:
+    """llama.cpp's `lora`: ids are places in its list of adapters. EtudeError for two at once."""
+    if asked.lora is None:
+        return model.default_adapter()
+    names = list(model.adapters)
+    chosen = [(each.id, each.scale) for each in asked.lora if each.scale != 0]
+    if len(chosen) > 1:
+        raise EtudeError("lora: an answer is given with one adapter at a time; give the others a scale of 0")
+    if not chosen:
+        return None, 1.0
+    if not 0 <= chosen[0][0] < len(names):
+        raise EtudeError(f"lora: there is no adapter {chosen[0][0]}; the server has {len(names)}")
+    return names[chosen[0][0]], chosen[0][1]
 
 
 def _schema(schema: dict[str, Any] | bool | None) -> Grammar:

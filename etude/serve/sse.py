@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from etude.serve.errors import ApiError, from_exception
+from etude.serve.errors import ApiError, ClientGone, from_exception
 from etude.serve.server import Server
 
 Result = TypeVar("Result")
@@ -29,10 +29,6 @@ HEADERS = {
     "cache-control": "no-cache",
     "x-accel-buffering": "no",
 }
-
-
-class ClientGone(Exception):
-    """The client has hung up: nobody wants the answer any more."""
 
 
 def encode(value: Any) -> bytes:

@@ -63,6 +63,11 @@ class Repetition(Body):
     dry_sequence_breakers: list[str] | None = None
 
 
+class AdapterScale(Body):
+    id: Count
+    scale: Annotated[float, Field(ge=-1e3, le=1e3)] = 1.0
+
+
 class Sampling(Chain, Repetition):
     """How to draw tokens and when to stop; shared by all routes that generate."""
 
@@ -75,6 +80,7 @@ class Sampling(Chain, Repetition):
     grammar: str | None = None
     json_schema: dict[str, Any] | bool | None = None
     post_sampling_probs: bool | None = None
+    lora: list[AdapterScale] | None = None
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
 
 

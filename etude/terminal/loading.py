@@ -95,15 +95,16 @@ def open_engine(
     context: int | None = None,
     cache_tokens: int | None = None,
     sequences: int = 1,
+    parallel: int | None = None,
 ) -> Engine:
-    """Load a model. The sizes are the bench's; without them, the flags say."""
+    """Load a model. The sizes are the bench's; without them, the flags say. parallel: the server's -np."""
     _bind_to_cpus(options)
     values = options.values
     threads = threads or (values["threads"] if isinstance(values["threads"], int) else None)
     _check_threads(options, threads)
     context = values.get("ctx_size") if context is None else context
     overrides = {field.name: values.get(field.name) for field in fields(RopeOverrides)}
-    most = max(sequences, 1)
+    most = max(sequences, parallel or 1)
     return Engine.load(
         path,
         threads=threads,
@@ -113,7 +114,7 @@ def open_engine(
         cache_tokens=cache_tokens,
         rope=RopeOverrides(**overrides) if any(value is not None for value in overrides.values()) else None,
         step_tokens=values["ubatch_size"] or max(512, 2 * most),
-        max_sequences=most if most > 256 else None,
+        max_sequences=parallel or (most if most > 256 else None),
         context_shift=values.get("context_shift", False),
         keep=values.get("keep", 0),
     )
@@ -218,7 +219,7 @@ def _template(options: Options, engine: Engine) -> ChatTemplate | None:
     """The one of the flags, else the model's own; None completes."""
     if options["conversation"] is False:
         return None
-    template = _given_template(options) or engine.chat
+    template = given_template(options) or engine.chat
     if template is None:
         text = "this is a base model without a chat template: it completes text; --chat-template gives it one"
         options.refuse_without_effect(_CHAT_FLAGS, text)
@@ -227,7 +228,8 @@ def _template(options: Options, engine: Engine) -> ChatTemplate | None:
     return template
 
 
-def _given_template(options: Options) -> ChatTemplate | None:
+def given_template(options: Options) -> ChatTemplate | None:
+    """The template of the flags."""
     name, file = options["chat_template"], options["chat_template_file"]
     if file is not None:
         if name is not None:
@@ -240,7 +242,7 @@ def _given_template(options: Options) -> ChatTemplate | None:
 
 def _variables(options: Options, template: ChatTemplate | None) -> dict[str, Any]:
     """Variables of the template, which must read them."""
-    variables = _kwargs(options)
+    variables = template_kwargs(options)
     if options["reasoning"] is not None:
         variables["enable_thinking"] = options["reasoning"]
     if options["reasoning_effort"] != "default":
@@ -256,7 +258,8 @@ def _variables(options: Options, template: ChatTemplate | None) -> dict[str, Any
     return variables
 
 
-def _kwargs(options: Options) -> dict[str, Any]:
+def template_kwargs(options: Options) -> dict[str, Any]:
+    """--chat-template-kwargs."""
     text = options["chat_template_kwargs"]
     if text is None:
         return {}
@@ -287,12 +290,17 @@ def _tags(options: Options, template: ChatTemplate | None) -> ThinkingTags | Non
 
 def _adapter(options: Options) -> tuple[str | None, float]:
     """File and scale of the one adapter."""
-    plain = [(part, 1.0) for text in options["lora"] for part in text.split(",")]
-    scaled = [_scaled(options, part) for text in options["lora_scaled"] for part in text.split(",")]
-    if len(plain + scaled) > 1:
-        key = "lora_scaled" if scaled else "lora"
+    given = adapters(options)
+    if len(given) > 1:
+        key = "lora_scaled" if options["lora_scaled"] else "lora"
         raise options.error(key, "an answer is given with one adapter at a time; give one, or merge them")
-    return (plain + scaled)[0] if plain + scaled else (None, 1.0)
+    return given[0] if given else (None, 1.0)
+
+
+def adapters(options: Options) -> list[tuple[str, float]]:
+    """Files and scales of all adapters."""
+    plain = [(part, 1.0) for text in options["lora"] for part in text.split(",")]
+    return plain + [_scaled(options, part) for text in options["lora_scaled"] for part in text.split(",")]
 
 
 def _scaled(options: Options, text: str) -> tuple[str, float]:

@@ -82,7 +82,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Verb:
-    """What `etude NAME` takes. positional: key and metavar of the one word without a dash, or None."""
+    """What `etude NAME` takes. positional: key and metavar of the one word without a dash, or None; several:
+    there may be more of them, and they collect into a tuple.
+    """
 
     name: str
     summary: str
@@ -91,6 +93,7 @@ class Verb:
     positional: tuple[str, str] | None = None
     refusals: tuple[Refusal, ...] = ()
     details: str = ""
+    several: bool = False
 
     def flags(self) -> Iterator[Flag]:
         """All its flags, in the order of the help."""
@@ -186,7 +189,7 @@ def _from_argv(options: Options, argv: Sequence[str]) -> Options:
             flags_end = True
             continue
         if flags_end or not word.startswith("-") or word == "-":
-            _take_positional(verb, word, values, written)
+            _take_positional(verb, word, values, written, from_argv)
             continue
         name, attached = _split(word)
         if name in HELP_FLAGS:
@@ -195,7 +198,7 @@ def _from_argv(options: Options, argv: Sequence[str]) -> Options:
         if flag is None:
             _refuse(_refusal(verb, name, word, flags), name, attached, words)
             continue
-        if verb.positional and verb.positional == (flag.key, written.get(flag.key)):
+        if verb.positional == (flag.key, written.get(flag.key)) and not verb.several:
             raise UsageError(f"{name}: the {flag.key} was given already: {values[flag.key]!r}")
         value = _value(flag, name, attached, words)
         if flag.repeated and flag.key in from_argv:
@@ -215,10 +218,17 @@ def _split(word: str) -> tuple[str, str | None]:
     return name.replace("_", "-"), attached if equals else None
 
 
-def _take_positional(verb: Verb, word: str, values: dict[str, Any], written: dict[str, str]) -> None:
+def _take_positional(
+    verb: Verb, word: str, values: dict[str, Any], written: dict[str, str], from_argv: set[str]
+) -> None:
     if verb.positional is None:
         raise UsageError(f"{word!r}: `etude {verb.name}` takes flags only")
     key, metavar = verb.positional
+    if verb.several:
+        values[key] = (*values[key], word) if key in from_argv else (word,)
+        written[key] = metavar
+        from_argv.add(key)
+        return
     if written.get(key) == metavar:
         raise UsageError(
             f"{word!r}: one {metavar} is enough, {values[key]!r} came before (quote what has spaces)"

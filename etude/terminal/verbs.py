@@ -5,6 +5,7 @@ from __future__ import annotations
 from etude.terminal import flags, refused
 from etude.terminal.judging_verbs import EVAL, RUNS
 from etude.terminal.options import Group, Verb
+from etude.terminal.serving_verb import SERVE
 
 _MODEL_NOTE = """
 MODEL is a GGUF file, a Hugging Face folder, or a name that `etude pull` knows (default: smollm2-135m,
@@ -128,5 +129,5 @@ VERSION = Verb("version", "versions of this program and its parts", "etude versi
 
 VERBS = {
     verb.name: verb
-    for verb in (CHAT, GENERATE, TOKENIZE, INFO, BENCH, *TRAININGS, EVAL, RUNS, PULL, MERGE, VERSION)
+    for verb in (CHAT, GENERATE, SERVE, TOKENIZE, INFO, BENCH, *TRAININGS, EVAL, RUNS, PULL, MERGE, VERSION)
 }

@@ -1,0 +1,274 @@
+"""`etude serve`: flags → settings and models → a server, until Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from etude.engine.engine import Engine
+from etude.model.pull import resolve
+from etude.model.source import DEFAULT_MODEL
+from etude.records import EtudeError
+from etude.serve.app import create_app
+from etude.serve.models import Adapter, ModelDefaults, ModelPool, ModelSpec
+from etude.serve.settings import LOOPBACK, ServeSettings
+from etude.terminal.loading import adapters, given_template, open_engine, template_kwargs
+from etude.terminal.options import Options
+from etude.terminal.pull import fetch
+from etude.terminal.sampling import read_text, sampling_params
+
+FOLDERS = {
+    "slots": "slot_save_path",
+    "adapters": "adapters_dir",
+    "weights": "weights_dir",
+    "runs": "runs_dir",
+}
+KEEP_ALIVE_S = 75
+
+
+def run(options: Options) -> int:
+    """The verb."""
+    settings = settings_of(options)
+    specs = specs_of(options)
+    defaults = defaults_of(options)
+    pool = ModelPool(
+        specs,
+        lambda spec: load(options, spec),
+        defaults,
+        max_loaded=options["models_max"],
+        idle_s=None if options["sleep_idle_seconds"] < 0 else options["sleep_idle_seconds"],
+    )
+    with listener(options, settings) as listening:
+        asyncio.run(serve(settings, pool, listening))
+    return 0
+
+
+async def serve(settings: ServeSettings, pool: ModelPool, listening: socket.socket) -> None:
+    """Load the first model, say where, and serve until a signal."""
+    try:
+        async with pool.use() as model:
+            say(model.engine.describe())
+        app = create_app(settings, pool)
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            ws="none",
+            lifespan="on",
+            timeout_keep_alive=KEEP_ALIVE_S,
+        )
+        host, port = listening.getsockname()[:2]
+        say(f"listening at http://{f'[{host}]' if ':' in host else host}:{port}{settings.prefix}")
+        if settings.host not in LOOPBACK and not settings.api_keys:
+            say("warning: whoever reaches this address may use it; --api-key asks for a key")
+        await UntilSignal(config).serve(sockets=[listening])
+    finally:
+        await pool.close()
+
+
+class UntilSignal(uvicorn.Server):
+    """The first signal ends it when all that runs has finished, the second at once."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by the system between two instructions."""
+        if self.should_exit:
+            self.force_exit = True
+        else:
+            name = signal.Signals(sig).name
+            os.write(
+                sys.stderr.fileno(), f"{name}: finishing what runs; once more ends it at once\n".encode()
+            )
+        self.should_exit = True
+
+
+def say(text: str) -> None:
+    """To the error output: the standard output is for what programs read."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def listener(options: Options, settings: ServeSettings) -> socket.socket:
+    """The socket, bound but not yet open to anyone. UsageError where that is not possible."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    except OSError as error:
+        raise options.error("host", f"got {settings.host!r}, which is no address: {error.strerror}") from None
+    try:
+        listening.bind(address)
+        return listening
+    except OSError as error:
+        listening.close()
+        raise options.error(
+            "port",
+            f"cannot listen at {settings.host}:{settings.port}: {error.strerror}; give another --port (0: any "
+            "that is free)",
+        ) from None
+
+
+# ── flags → settings ──
+
+
+def settings_of(options: Options) -> ServeSettings:
+    """What the flags say of the server itself."""
+    prefix = options["api_prefix"].rstrip("/")
+    if prefix and not prefix.startswith("/"):
+        raise options.error("api_prefix", f"got {options['api_prefix']!r}, it must begin with /")
+    folders = {name: folder(options, key) for name, key in FOLDERS.items() if options[key] is not None}
+    return ServeSettings(
+        host=options["host"],
+        port=options["port"],
+        api_keys=api_keys(options),
+        admin_keys=words(options["admin_key"]),
+        cors_origins=words(options["cors_origins"]),
+        max_queue=options["max_queue"],
+        max_body_bytes=options["max_body_mb"] << 20,
+        write_timeout_s=float(options["timeout"]),
+        ping_interval_s=float(options["sse_ping_interval"]),
+        prefix=prefix,
+        shows_slots=options["slots"],
+        shows_metrics=options["metrics"],
+        shows_pages=options["ui"],
+        changes_props=options["props"],
+        folders=folders,
+        data_folder=None if options["data_dir"] is None else Path(options["data_dir"]),
+    )
+
+
+def folder(options: Options, key: str) -> Path:
+    """A folder that must be there."""
+    path = Path(options[key])
+    if not path.is_dir():
+        raise options.error(key, f"there is no folder {options[key]!r}")
+    return path.resolve()
+
+
+def api_keys(options: Options) -> tuple[str, ...]:
+    """Of the flag and of the file."""
+    keys = words(options["api_key"])
+    if options["api_key_file"] is not None:
+        lines = [line.strip() for line in read_text(options, "api_key_file").splitlines()]
+        found = tuple(line for line in lines if line)
+        if not found:
+            raise options.error("api_key_file", f"there is no key in {options['api_key_file']!r}")
+        keys += found
+    return keys
+
+
+def words(text: str | None) -> tuple[str, ...]:
+    """'a, b' → ('a', 'b').
+
+    >>> words("a, b,")
+    ('a', 'b')
+    """
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+# ── flags → models ──
+
+
+def specs_of(options: Options) -> list[ModelSpec]:
+    """The models, each with a name of its own. EtudeError for one that is not there."""
+    specs = [spec_of(options, text) for text in asked_models(options)]
+    if options["models_dir"] is not None:
+        files = sorted(folder(options, "models_dir").rglob("*.gguf"))
+        if not files:
+            raise options.error("models_dir", f"there is no GGUF file in {options['models_dir']!r}")
+        specs += [ModelSpec(path.stem, path) for path in files if not _is_later_part(path)]
+    aliases, tags = words(options["alias"]), words(options["tags"])
+    if aliases:
+        specs[0] = ModelSpec(aliases[0], specs[0].path, (*aliases[1:], specs[0].name), tags)
+    elif tags:
+        specs[0] = ModelSpec(specs[0].name, specs[0].path, (), tags)
+    return specs
+
+
+def asked_models(options: Options) -> tuple[str, ...]:
+    """What the user calls the models."""
+    names: tuple[str, ...] = options["model"] or ()
+    repository, file = options["hf_repo"], options["hf_file"]
+    if repository is not None:
+        name = f"hf:{repository.partition(':')[0]}:{file}" if file is not None else f"hf:{repository}"
+        return (*names, name)
+    if file is not None:
+        raise options.error("hf_file", "no effect without -hf USER/REPO")
+    return names or (() if options["models_dir"] is not None else (DEFAULT_MODEL,))
+
+
+def spec_of(options: Options, text: str) -> ModelSpec:
+    """NAME=MODEL, or MODEL, which is called as its file."""
+    name, equals, source = text.partition("=")
+    if not equals or "/" in name or Path(text).exists():
+        name, source = "", text
+    path = resolve(source) if options["offline"] or Path(source).exists() else fetch(source)
+    if not name:
+        name = Path(source).name.removesuffix(".gguf") if Path(source).exists() else source
+    return ModelSpec(name, path)
+
+
+def _is_later_part(path: Path) -> bool:
+    """Whether a file is part 2 or later of a split model, which its first part brings along."""
+    stem, of, _ = path.stem.rpartition("-of-")
+    return bool(of) and stem[-5:].isdecimal() and int(stem[-5:]) > 1
+
+
+def load(options: Options, spec: ModelSpec) -> Engine:
+    """An engine with its adapters. In a thread of the pool."""
+    parallel = options["parallel"]
+    engine = open_engine(options, spec.path, parallel=None if parallel < 0 else parallel)
+    try:
+        for adapter in adapters_of(options):
+            engine.load_adapter(adapter.name, adapter.path)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def adapters_of(options: Options) -> tuple[Adapter, ...]:
+    """The adapters of the flags, by the names of their files."""
+    found: list[Adapter] = []
+    for file, scale in adapters(options):
+        path = Path(file)
+        if not path.exists():
+            raise EtudeError(f"no file or folder {file!r} with a LoRA adapter")
+        name = path.stem if path.stem not in [each.name for each in found] else f"{path.stem}-{len(found)}"
+        found.append(Adapter(name, path, 0.0 if options["lora_init_without_apply"] else scale))
+    return tuple(found)
+
+
+def defaults_of(options: Options) -> ModelDefaults:
+    """What requests do not say. UsageError for flags without effect."""
+    if not options["context_shift"]:
+        options.refuse_without_effect(("keep",), "no effect without --context-shift")
+    if not (options["lora"] or options["lora_scaled"]):
+        options.refuse_without_effect(("lora_init_without_apply",), "no effect without --lora")
+    found = adapters_of(options)
+    if sum(adapter.scale != 0 for adapter in found) > 1:
+        key = "lora_scaled" if options["lora_scaled"] else "lora"
+        text = "an answer is given with one adapter at a time: add --lora-init-without-apply; requests choose"
+        raise options.error(key, text)
+    variables: dict[str, Any] = template_kwargs(options)
+    if options["reasoning"] is not None:
+        variables["enable_thinking"] = options["reasoning"]
+    if options["reasoning_effort"] != "default":
+        variables["reasoning_effort"] = options["reasoning_effort"]
+    return ModelDefaults(
+        params=sampling_params(options),
+        template=given_template(options),
+        variables=variables,
+        reasoning_format=options["reasoning_format"],
+        prefill=options["prefill_assistant"],
+        adapters=found,
+    )
