@@ -43,10 +43,12 @@ def seed_after_shift(seed: int, n_discarded: int) -> int:
 
 
 class LoadedAdapter(NamedTuple):
-    """A LoRA adapter; `uid` tells two that had the same name apart."""
+    """A LoRA adapter; `uid` tells two that had the same name apart. version: what completions with it carry;
+    None: that of the model's weights."""
 
     native: Adapter
     uid: int
+    version: int | None
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ class EngineCore:
             prompt=np.array(request.prompt_ids, np.int32),
             adapter=adapter.native if adapter else None,
             adapter_key=(adapter.uid, request.adapter_scale) if adapter else None,
+            adapter_version=adapter.version if adapter else None,
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             max_tokens=wanted if self.limits.shift_keep is not None else min(wanted, room),
             end_ids=frozenset() if params.ignore_eos else self.parts.eog_ids,
@@ -181,7 +184,8 @@ class EngineCore:
     def add(self, reader: Sequence) -> None:
         """Put a prepared request in line."""
         group = reader.group
-        group.weights_version = self.weights_version
+        version = group.adapter_version
+        group.weights_version = self.weights_version if version is None else version
         group.namespace = (self.weights_version, group.adapter_key)
         self._groups[group.id] = group
         self.scheduler.add(reader)
@@ -384,9 +388,9 @@ class EngineCore:
             group.namespace = (version, group.adapter_key)
         apply()
 
-    def add_adapter(self, name: str, native: Adapter) -> None:
+    def add_adapter(self, name: str, native: Adapter, version: int | None = None) -> None:
         """Make an adapter known, in place of one of the same name: new requests get the new one."""
-        self.adapters[name] = LoadedAdapter(native, next(self._uids))
+        self.adapters[name] = LoadedAdapter(native, next(self._uids), version)
 
     def remove_adapter(self, name: str) -> None:
         """Forget an adapter. Requests that run with it keep it to their end."""

@@ -324,14 +324,15 @@ class Engine:
 
         self._driver.between_steps(lambda: self._core.change_weights(apply, version, running))
 
-    def load_adapter(self, name: str, source: str | Path | LoraWeights) -> None:
+    def load_adapter(self, name: str, source: str | Path | LoraWeights, version: int | None = None) -> None:
         """Load a LoRA adapter (GGUF file, PEFT folder, or weights from a trainer) for `Request.adapter`.
 
-        It replaces one of the same name for requests to come.
+        It replaces one of the same name for requests to come. version: what their completions carry as
+        `weights_version`; None: that of the model's weights.
         """
         lora = source if isinstance(source, LoraWeights) else read_lora(source, self.config)
         adapter = native_adapter(_native.Adapter, self._model, lora)
-        self._driver.between_steps(lambda: self._core.add_adapter(name, adapter))
+        self._driver.between_steps(lambda: self._core.add_adapter(name, adapter, version))
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter; requests that run with it keep it to their end."""

@@ -63,6 +63,7 @@ class Group:
     end_ids: frozenset[int]
     stop_ids: frozenset[int]
     n_open: int
+    adapter_version: int | None = None
     weights_version: int = 0
     namespace: Hashable = None
     scores: PromptScores | None = None

@@ -193,7 +193,7 @@ class LocalLearner:
         if self._lora is None:
             engine.load_weights(self.weights(), version)
             return None
-        engine.load_adapter(ADAPTER, lora_weights(self.transformer))
+        engine.load_adapter(ADAPTER, lora_weights(self.transformer), version)
         return ADAPTER
 
     def refresh_reference(self) -> None:

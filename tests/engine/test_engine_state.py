@@ -111,6 +111,22 @@ def lora(seed: int, size: float = 0.3) -> LoraWeights:
     return LoraWeights(0.5, {Place("attn_q", 0): pair(64, 32), Place("ffn_down", 1): pair(32, 64)})
 
 
+def test_completions_say_which_adapter_drew_them(tiny: Engine) -> None:
+    """The version it was loaded with; without one, and without an adapter, that of the weights."""
+
+    def versions() -> list[int]:
+        names = ("plain", "trained", None)
+        drawn = [tiny.generate([PROMPT], max_tokens=2, adapter=name)[0][0] for name in names]
+        return [completion.weights_version for completion in drawn]
+
+    tiny.load_adapter("plain", lora(0))
+    tiny.load_adapter("trained", lora(0), version=7)
+    assert versions() == [0, 7, 0]
+    tiny.load_adapter("trained", lora(1), version=8)
+    tiny.load_weights(tensors_of("llama").items(), version=3)
+    assert versions() == [3, 8, 3]
+
+
 def test_an_adapter_is_the_merged_model(tiny: Engine) -> None:
     """W + scale * (alpha/rank) * B A, to rounding."""
     weights = lora(0)

@@ -168,6 +168,16 @@ def test_each_setting_changes_what_is_learnt(tmp_path: Path) -> None:
         assert final_weights(tmp_path, f"off{at}", grpo=off | grpo) != before, name
 
 
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_rollouts_say_which_weights_drew_them(tmp_path: Path, lora: LoraSettings | None) -> None:
+    config = config_of(tmp_path, 3, lora=lora)
+    train(config, tmp_path / "run", stop_after=2)
+    train(config, tmp_path / "run", resume=True)
+    reader = RunReader(tmp_path / "run")
+    versions = [{row["weights_version"] for row in reader.rollouts(step)} for step in (1, 2, 3)]
+    assert versions == [{0}, {1}, {2}]
+
+
 def test_what_needs_no_gradient_is_not_computed(tmp_path: Path) -> None:
     def only_the_first(problem: Problem, answer: str) -> float:
         return letters(problem, answer) if problem.id == "p3" else 0.5
