@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from etude.serve.errors import ApiError
 from etude.serve.settings import ServeSettings
 
-PUBLIC = frozenset({"/", "/health", "/v1/health", "/liveness", "/favicon.ico"})
+PUBLIC = frozenset({"/", "/health", "/v1/health", "/liveness", "/openapi.json", "/favicon.ico"})
 PUBLIC_UNDER = ("/assets/",)
 ADMIN = ("/admin/", "/pause", "/resume", "/update_weights", "/load_lora_adapter", "/unload_lora_adapter")
 MAX_ID = 128

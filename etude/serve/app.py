@@ -1,6 +1,7 @@
 """The application: all routes, and what stands before them: keys, CORS, request ids, errors as JSON.
 
-A route module has `ROUTES: list[Route]`; it is in ROUTE_MODULES and nowhere else. Paths that need no key are
+A route module has ROUTES, a list of Route, and OPERATIONS, what the OpenAPI document says of them; it is in
+ROUTE_MODULES and nowhere else. Paths that need no key are
 PUBLIC; those that need an admin key begin with one of ADMIN.
 """
 
@@ -16,14 +17,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Mount
 
-from etude.serve import chat, status
+from etude.serve import chat, completions, embeddings, openapi, status
 from etude.serve.access import KeyCheck, RequestIds
 from etude.serve.errors import ApiError, ClientGone, answer_error
 from etude.serve.models import ModelPool
 from etude.serve.server import Server
 from etude.serve.settings import ServeSettings
 
-ROUTE_MODULES = (status, chat)
+ROUTE_MODULES = (status, chat, completions, embeddings)
 IDLE_CHECK_S = 1.0
 
 
@@ -41,6 +42,8 @@ def create_app(settings: ServeSettings, pool: ModelPool) -> Starlette:
             await pool.close()
 
     routes: list[BaseRoute] = [route for module in ROUTE_MODULES for route in module.ROUTES]
+    operations = [operation for module in ROUTE_MODULES for operation in module.OPERATIONS]
+    routes.append(openapi.route(operations, settings.prefix))
     if settings.prefix:
         routes = [Mount(settings.prefix, routes=routes)]
     errors = (Exception, ApiError, ValueError, HTTPException, ClientGone)

@@ -17,12 +17,20 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from etude.records import Finish, Request
-from etude.serve.errors import ApiError, context_exceeded
+from etude.serve.errors import ApiError
 from etude.serve.generation import Delta, Generation
 from etude.serve.models import ServedModel
 from etude.serve.openai_json import delta_entries, envelope, finish_reason, token_entries
+from etude.serve.operations import Operation
 from etude.serve.parse import CallDelta, Part, Reply, ReplyParser
-from etude.serve.prompts import ChatPrompt, chat_prompt, chat_variables, continues_last, messages_of
+from etude.serve.prompts import (
+    ChatPrompt,
+    chat_prompt,
+    chat_variables,
+    check_length,
+    continues_last,
+    messages_of,
+)
 from etude.serve.sampling import engine_request, grammar_of, params_of
 from etude.serve.server import Server, server_of
 from etude.serve.sse import DONE, EventStream, JsonResponse, event, until_gone
@@ -90,13 +98,6 @@ def _n_top(asked: ChatRequest) -> int | None:
     if asked.top_logprobs is not None:
         raise ApiError(400, "top_logprobs requires logprobs to be set to true", param="top_logprobs")
     return None
-
-
-def check_length(model: ServedModel, ids: Sequence[int], max_tokens: int | None, param: str) -> None:
-    """ApiError 400 for a prompt that leaves no room for a token."""
-    context = model.engine.context
-    if len(ids) + (max_tokens != 0) > context:
-        raise context_exceeded(len(ids), context, param)
 
 
 async def chat_completions(request: HttpRequest) -> Response:
@@ -190,10 +191,10 @@ async def stream(work: ChatWork, generation: Generation) -> AsyncIterator[bytes]
             extra = {"timings": generation.timings()} if asked.timings_per_token else {}
             yield chunk([_with_tokens(choice, work, delta, model)], **extra)
         if delta.finish is not None:
-            yield chunk([_last(delta.choice, delta.finish, parser.reply)])
-    totals = {"usage": generation.usage(), "timings": generation.timings()}
+            extra = generation.stream_extra(asked.stream_options, False)
+            yield chunk([_last(delta.choice, delta.finish, parser.reply)], **extra)
     if asked.stream_options is not None and asked.stream_options.include_usage:
-        yield chunk([], **totals)
+        yield chunk([], usage=generation.usage(), timings=generation.timings())
     yield DONE
 
 
@@ -238,3 +239,4 @@ ROUTES = [
     Route(path, chat_completions, methods=["POST"])
     for path in ("/v1/chat/completions", "/chat/completions", "/api/chat/completions")
 ]
+OPERATIONS = (Operation("post", "/v1/chat/completions", "Answer a conversation", ChatRequest, streams=True),)

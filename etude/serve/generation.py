@@ -19,6 +19,7 @@ from typing import Any
 from etude.engine.text import TextCutter
 from etude.records import Completion, EtudeError, Event, Finish, FinishedEvent, Request, TopLogprobs
 from etude.serve.models import ServedModel
+from etude.serve.types_openai import StreamOptions
 
 
 @dataclass(slots=True)
@@ -190,6 +191,12 @@ class Generation:
             "total_tokens": self.n_prompt + self.n_predicted,
             "prompt_tokens_details": {"cached_tokens": self.n_cached},
         }
+
+    def stream_extra(self, options: StreamOptions | None, always: bool) -> dict[str, Any]:
+        """Timings beside a chunk: of every chunk if `always`, else of the last one, unless usage follows."""
+        is_last = not self._n_open and not self._pending
+        follows = options is not None and options.include_usage
+        return {"timings": self.timings()} if always or (is_last and not follows) else {}
 
     def timings(self) -> dict[str, Any]:
         """llama.cpp's timings object. The prompt's time ends with the first token."""

@@ -10,7 +10,7 @@ from typing import Any
 from etude.model.chat import ChatTemplate
 from etude.model.tokenizer import Tokenizer
 from etude.records import EtudeError, Message
-from etude.serve.errors import ApiError
+from etude.serve.errors import ApiError, context_exceeded
 from etude.serve.models import ServedModel
 from etude.serve.types_openai import ChatMessage, ChatRequest, ContentPart
 
@@ -211,3 +211,10 @@ def ids_of(prompt: MixedPrompt, tokenizer: Tokenizer, add_special: bool = True) 
         else:
             ids += tokenizer.encode(item, add_special=add_special and at == 0, parse_special=True)
     return tuple(ids)
+
+
+def check_length(model: ServedModel, ids: Sequence[int], max_tokens: int | None, param: str) -> None:
+    """ApiError 400 for a prompt that leaves no room for a token."""
+    context = model.engine.context
+    if len(ids) + (max_tokens != 0) > context:
+        raise context_exceeded(len(ids), context, param)

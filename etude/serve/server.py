@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -102,6 +102,16 @@ class Server:
             else:
                 self.pool.release(model)
             raise
+
+    @contextmanager
+    def reserved(self, n: int) -> Iterator[None]:
+        """Room for `n` pieces of work that are no completions. ApiError 429 if there is none."""
+        self._check_queue(n)
+        self._n_running += n
+        try:
+            yield
+        finally:
+            self._n_running -= n
 
     def _check_queue(self, n: int) -> None:
         limit = self.settings.max_queue

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from etude.serve.models import ModelSpec, ServedModel
+from etude.serve.operations import Operation
 from etude.serve.server import Server, server_of
 from etude.serve.sse import JsonResponse
 
@@ -81,3 +82,8 @@ ROUTES = [
     Route("/models", models),
     Route("/v1/models/{name:path}", model),
 ]
+OPERATIONS = (
+    Operation("get", "/health", "Whether the server lives", public=True),
+    Operation("get", "/v1/models", "The models"),
+    Operation("get", "/v1/models/{name:path}", "One model"),
+)

@@ -112,8 +112,8 @@ def listener(options: Options, settings: ServeSettings) -> socket.socket:
         listening.close()
         raise options.error(
             "port",
-            f"cannot listen at {settings.host}:{settings.port}: {error.strerror}; give another --port (0: any "
-            "that is free)",
+            f"cannot listen at {settings.host}:{settings.port}: {error.strerror}; give another --port (0: "
+            "any that is free)",
         ) from None
 
 

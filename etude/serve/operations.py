@@ -1,0 +1,23 @@
+"""What the OpenAPI document says of a route; each route module has `OPERATIONS` beside its `ROUTES`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One method of one path. body: what is read. streams: the answer may be events. admin: it needs the
+    admin key. public: it needs none. query: names of parameters after the question mark."""
+
+    method: Literal["get", "post", "delete"]
+    path: str
+    summary: str
+    body: type[BaseModel] | None = None
+    streams: bool = False
+    admin: bool = False
+    public: bool = False
+    query: tuple[str, ...] = ()
