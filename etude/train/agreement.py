@@ -114,6 +114,6 @@ def likely_cause(gaps: Gaps) -> str:
         )
     return (
         "The same everywhere, which is rounding: the engine's weights are too coarse for this model. Set "
-        'sampling.weight_type = "bf16" or "f32", or train a LoRA on the quantised file itself. A temperature '
+        'sampling.weight_type = "f32" or "f16", or train a LoRA on the quantised file itself. A temperature '
         "that only one of them applies looks the same."
     )

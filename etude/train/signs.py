@@ -381,8 +381,8 @@ def mismatch(history: History, t: Thresholds) -> Seen | None:
     return Seen(
         f"{what}, at first {median(gaps[:WINDOW]) if gaps else math.nan:.2g}.",
         "The engine's weights are stale (were they published after the step?), or a re-quantised sampler no "
-        "longer follows small updates. Train a LoRA beside the quantised model, or sample in bf16; TIS "
-        "bounds the damage.",
+        "longer follows small updates. Sample in f32 (sampling.weight_type), or train a LoRA beside the "
+        "quantised model; TIS bounds the damage.",
     )
 
 
