@@ -31,8 +31,9 @@ from etude.train.settings import DataSettings, ModelSettings, SamplingSettings
 
 Source = GGUFFile | HFFolder
 
-FULL_WEIGHT_TYPE = "f16"
-"""In what the engine holds the matrices of a model that is trained whole; see SamplingSettings."""
+FULL_WEIGHT_TYPE = "f32"
+"""In what the engine holds the matrices of a model that is trained whole: the learner's own numbers. See
+docs/mismatch.md."""
 CHECKED = 500
 """Problems whose gold answer is judged before training."""
 PROMPT_TOKENS = 512
