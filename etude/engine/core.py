@@ -307,7 +307,11 @@ class EngineCore:
             n_top = sequence.group.request.params.logprobs
             top = top_of(output, row, n_top) if n_top else None
             append(sequence, draws, row, top)
-            finish = self._why_finished(sequence, token)
+            try:
+                finish = self._why_finished(sequence, token)
+            except EtudeError as error:  # its grammar took back what its mask had allowed
+                self._finish(sequence, "abort", str(error))
+                continue
             if finish is not None:
                 self._finish(sequence, finish, has_new=True)
                 continue
