@@ -93,13 +93,18 @@ def main(verb: Verb, argv: Sequence[str]) -> int:
     config, job = settled(read.config, job)
     begun, how = "going on" if job.resume else "a new run", f"products in {config.compute.dtype}"
     print(f"{job.folder}: {begun}, {how}", file=sys.stderr)
-    stopped = False
-    with Live(f"{verb.name} {job.folder.name}, {how}") as live:
-        for report in training.steps(config, job):
-            live.show(report)
-            stopped = report.stopped
+    stopped, how_to_go_on = False, f"to go on: etude {verb.name} --resume {job.folder}"
+    try:
+        with Live(f"{verb.name} {job.folder.name}, {how}") as live:
+            for report in training.steps(config, job):
+                live.show(report)
+                stopped = report.stopped
+    except KeyboardInterrupt:
+        if (job.folder / "run.json").exists():
+            print(f"\nstopped at once; {how_to_go_on}", file=sys.stderr)
+        raise
     if stopped:
-        print(f"stopped; to go on: etude {verb.name} --resume {job.folder}", file=sys.stderr)
+        print(f"stopped; {how_to_go_on}", file=sys.stderr)
     else:
         print(f"done: etude runs {job.folder}", file=sys.stderr)
     print(job.folder)

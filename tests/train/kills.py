@@ -32,7 +32,10 @@ PLACES = {"checkpoint": "checkpoints", "rollouts": "rollouts", "final": "."}
 """Where drafts of something lie in a run folder."""
 CHANGING = ("seconds/", "critic/seconds/", "tokens_per_s/", "memory_bytes")
 """Numbers that no two runs have in common."""
-TIMEOUT_S = 120.0
+TIMEOUT_S = 900.0
+WINDOW = 0.5
+"""A kill comes within this share of the time that the whole run takes: some before the first step, most in
+the next ones."""
 TRIES = 20
 REMOVED = f"{LEFTOVER}old-"
 POLL_S = 2e-4
@@ -124,6 +127,7 @@ class Killed:
     words: Sequence[str]
     folder: Path
     tally: Tally = field(default_factory=Tally)
+    seconds: float = 0.0
 
     @property
     def run(self) -> Path:
@@ -139,10 +143,12 @@ class Killed:
         return [*self.words, "--run.folder", str(self.folder), "--run.name", name]
 
     def whole(self) -> Path:
-        """The run that nobody touches."""
+        """The run that nobody touches; and how long it takes."""
         folder = self.folder / "whole"
         if not folder.exists():
+            start = time.monotonic()
             assert self.server.start(self.beginning("whole")).wait() == 0, self.server.said()
+            self.seconds = time.monotonic() - start
         return folder
 
     def kill_after(self, seconds: float) -> None:
@@ -215,17 +221,17 @@ def killed_run(
     folder: Path,
     *,
     at_random: int,
-    window_s: float,
     aimed: Sequence[str] = (),
     seed: int = 20261122,
 ) -> Tally:
-    """Kill a run `at_random` times, each within window_s of its start, and once in each of `aimed`, in a
-    random order; and see that whenever it ends, it is the run that nobody touched."""
+    """Kill a run `at_random` times, and once in each of `aimed`, in a random order; and see that whenever it
+    ends, it is the run that nobody touched."""
     draw = random.Random(seed)
     plan: list[str | None] = [None] * at_random + list(aimed)
     draw.shuffle(plan)
     killed = Killed(server, words, folder)
     killed.whole()
+    window_s = WINDOW * killed.seconds
     for what in plan:
         if what is None:
             killed.kill_after(draw.uniform(0, window_s))

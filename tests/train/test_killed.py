@@ -19,8 +19,6 @@ from tests.train.kills import Child, ForkServer, Killed, killed_run
 
 KILLS = int(os.environ.get("ETUDE_KILLS", "20"))
 FEW = max(6, KILLS // 4)
-WINDOW_S = 0.8
-"""Within which a run is killed: reading settings and model takes a third of it, then come some steps."""
 SAMPLED = [
     "--data.train", "task:add?low=1&high=9&size=40", "--data.held_out_size", "6", "--data.check", "false",
     "--reward", "length?target=4", "--compute.dtype", "f32", "--compute.max_tokens", "256",
@@ -58,7 +56,7 @@ GRPO = {
 def test_grpo(server: ForkServer, tiny: Path, tmp_path: Path, shape: str) -> None:
     words = ["grpo", "--model.name", str(tiny), *SAMPLED, *GRPO[shape]]
     n = KILLS if shape == "full" else KILLS // 2
-    tally = killed_run(server, words, tmp_path, at_random=n, window_s=WINDOW_S, aimed=AIMED)
+    tally = killed_run(server, words, tmp_path, at_random=n, aimed=AIMED)
     print(shape, tally)
     assert tally.kills >= n + len(AIMED)
 
@@ -69,7 +67,7 @@ def test_ppo(server: ForkServer, tiny: Path, tmp_path: Path) -> None:
         "ppo", "--model.name", str(tiny), *SAMPLED, *OFTEN, "--ppo.minibatches", "2",
         "--ppo.standardise_scores", "true", "--ppo.kl_target_nats", "0.1",
     ]  # fmt: skip
-    tally = killed_run(server, words, tmp_path, at_random=KILLS, window_s=WINDOW_S, aimed=AIMED)
+    tally = killed_run(server, words, tmp_path, at_random=KILLS, aimed=AIMED)
     print(tally)
     assert tally.kills >= KILLS + len(AIMED)
 
@@ -84,9 +82,7 @@ TRAININGS = {
 @pytest.mark.parametrize("verb", TRAININGS)
 def test_trainings_on_texts(server: ForkServer, tiny: Path, tmp_path: Path, verb: str) -> None:
     words = [verb, "--model.name", str(tiny), *TEXTS, *TRAININGS[verb]]
-    tally = killed_run(
-        server, words, tmp_path, at_random=FEW, window_s=WINDOW_S, aimed=("checkpoint", "final")
-    )
+    tally = killed_run(server, words, tmp_path, at_random=FEW, aimed=("checkpoint", "final"))
     print(verb, tally)
     assert tally.kills >= FEW + 2
 
@@ -126,6 +122,7 @@ def test_ctrl_c_twice_stops_at_once_and_loses_nothing_but_the_step(stopped: Kill
     while child.wait(0.001) is None:
         child.signal(signal.SIGINT)
     assert child.wait() == 128 + signal.SIGINT
+    assert f"stopped at once; to go on: etude grpo --resume {stopped.run}" in stopped.server.said()
     assert RunReader(stopped.run).state == "stopped"
     assert not list(stopped.run.rglob(".tmp-*"))
     stopped.finish()
