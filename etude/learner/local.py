@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from etude.learner.allocator import keep_freed_memory
 from etude.learner.batch import Batch, Sample, pack
 from etude.learner.checkpoint import SavedState, write_state
 from etude.learner.distribution import Head, Reference, statistics
@@ -116,6 +117,8 @@ class LocalLearner:
             return
         if not any(parameter.requires_grad for parameter in self._body.values()):
             raise EtudeError("this base is frozen (its matrices are quantised): train a LoRA beside it")
+        if self._device.type == "cpu":
+            keep_freed_memory()
         self._optimizer = AdamW(self._trained, optimizer, heads)
 
     # ── the protocol ──

@@ -53,13 +53,20 @@ def add_lora(transformer: Transformer, settings: LoraSettings) -> dict[str, nn.P
         parameter.requires_grad_(False)
     generator = torch.Generator().manual_seed(settings.seed)
     device = transformer.final_norm.weight.device
-    for _, linear in _linears(transformer, settings.slots):
+    linears = [linear for _, linear in _linears(transformer, settings.slots)]
+    for linear in linears:
         n, k = linear.shape
         if settings.rank > min(n, k):
             raise EtudeError(f"rank is {settings.rank}, but a matrix has only {n} outputs and {k} inputs")
+    sizes = [settings.rank * linear.shape[1] for linear in linears]
+    whole = torch.empty(sum(sizes), device=device)  # A of maps with one input lie together: one product
+    for linear, part in zip(linears, torch.split(whole, sizes), strict=True):
+        n, k = linear.shape
         a_rk = torch.empty(settings.rank, k).uniform_(-(k**-0.5), k**-0.5, generator=generator)
         linear.adapter = Adapter(
-            a_rk.to(device), torch.zeros(n, settings.rank, device=device), settings.scale
+            part.view(settings.rank, k).copy_(a_rk),
+            torch.zeros(n, settings.rank, device=device),
+            settings.scale,
         )
     return dict(trained_pairs(transformer))
 

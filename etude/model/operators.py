@@ -95,58 +95,82 @@ class _Product(Function):
     @staticmethod
     def forward(ctx: Any, x_TK: Tensor, operand: Operand, *parameters: Tensor | None) -> Tensor:
         y_TN = F.linear(x_TK, operand.read(), operand.bias_N)
-        pairs = _low_rank_pairs(operand, parameters, x_TK.dtype)
-        inner = []
-        for first, n, scale, a_rK, b_nr in pairs:
-            inner_Tr = x_TK @ a_rK.T
-            y_TN[:, first : first + n].addmm_(inner_Tr, b_nr.T, alpha=scale)
-            inner.append(inner_Tr)
+        pairs = _LowRank.of(operand, parameters, x_TK.dtype)
+        inner_TR = None
+        if pairs is not None:
+            inner_TR = x_TK @ pairs.a_RK.T
+            for outputs, ranks, b_nr in pairs.maps:
+                y_TN[:, outputs].addmm_(inner_TR[:, ranks], b_nr.T)
         ctx.operand, ctx.parameters = operand, parameters
         keeps_x = any(ctx.needs_input_grad[2:])
-        ctx.save_for_backward(x_TK if keeps_x else None, *inner)
+        ctx.save_for_backward(x_TK if keeps_x else None, inner_TR)
         ctx.dtype = x_TK.dtype
         return y_TN
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_TN: Tensor) -> tuple[Any, ...]:
-        x_TK, *inner = ctx.saved_tensors
+        x_TK, inner_TR = ctx.saved_tensors
         operand, parameters = ctx.operand, ctx.parameters
         g_TN = g_TN.to(ctx.dtype)
         dx_TK = g_TN @ operand.read() if ctx.needs_input_grad[0] else None
         gradients: list[Tensor | None] = _matrix_gradients(ctx, g_TN, x_TK)
-        pairs = _low_rank_pairs(operand, parameters, ctx.dtype)
-        for (first, n, scale, a_rK, b_nr), inner_Tr in zip(pairs, inner, strict=True):
-            g_Tn = g_TN[:, first : first + n]
-            g_Tr = (g_Tn @ b_nr).mul_(scale)
+        pairs = _LowRank.of(operand, parameters, ctx.dtype)
+        if pairs is not None:
+            g_TR = torch.cat([g_TN[:, outputs] @ b_nr for outputs, _, b_nr in pairs.maps], -1)
             if dx_TK is not None:
-                dx_TK.addmm_(g_Tr, a_rK)
-            at = 4 * _index_of(operand.rows, first)
-            gradients[at + 2] = _added(parameters[at + 2], (g_Tr.T @ x_TK), operand.adds)
-            gradients[at + 3] = _added(parameters[at + 3], (g_Tn.T @ inner_Tr).mul_(scale), operand.adds)
+                dx_TK.addmm_(g_TR, pairs.a_RK)
+            _low_rank_gradients(pairs, operand, parameters, (g_TN, g_TR), (x_TK, inner_TR), gradients)
         return dx_TK, None, *gradients
 
 
-def _index_of(rows: Sequence[int], first: int) -> int:
-    at = 0
-    for index, n in enumerate(rows):
-        if at == first:
-            return index
-        at += n
-    raise AssertionError(first)
+@dataclass(frozen=True)
+class _LowRank:
+    """The pairs of maps of one input, in the compute dtype: one product with all A, (R, K) below each other.
+
+    maps: for each pair the columns of the output that it adds to, its columns of x A^T, and scale * B (n, r).
+    index: which of the operand's maps have a pair, with its scale.
+    """
+
+    a_RK: Tensor
+    maps: tuple[tuple[slice, slice, Tensor], ...]
+    index: tuple[tuple[int, float], ...]
+
+    @classmethod
+    def of(cls, operand: Operand, parameters: Sequence[Tensor | None], dtype: torch.dtype) -> _LowRank | None:
+        halves, maps, index, row, rank = [], [], [], 0, 0
+        for at, (n, scale) in enumerate(zip(operand.rows, operand.scales, strict=True)):
+            a_rK, b_nr = parameters[4 * at + 2], parameters[4 * at + 3]
+            if scale is not None and a_rK is not None and b_nr is not None:
+                outputs, ranks = slice(row, row + n), slice(rank, rank + len(a_rK))
+                halves.append(a_rK.detach())
+                maps.append((outputs, ranks, (b_nr.detach() * scale).to(dtype)))
+                index.append((at, scale))
+                rank += len(a_rK)
+            row += n
+        if not halves:
+            return None
+        whole_RK = stacked(halves)
+        a_RK = torch.cat(halves) if whole_RK is None else whole_RK
+        return cls(a_RK.to(dtype), tuple(maps), tuple(index))
 
 
-def _low_rank_pairs(
-    operand: Operand, parameters: Sequence[Tensor | None], dtype: torch.dtype
-) -> list[tuple[int, int, float, Tensor, Tensor]]:
-    """(first row, rows, scale, A, B) of each map that has a pair, in the compute dtype."""
-    pairs, first = [], 0
-    for index, (n, scale) in enumerate(zip(operand.rows, operand.scales, strict=True)):
-        a_rK, b_nr = parameters[4 * index + 2], parameters[4 * index + 3]
-        if scale is not None and a_rK is not None and b_nr is not None:
-            pairs.append((first, n, scale, a_rK.detach().to(dtype), b_nr.detach().to(dtype)))
-        first += n
-    return pairs
+def _low_rank_gradients(
+    pairs: _LowRank,
+    operand: Operand,
+    parameters: Sequence[Tensor | None],
+    g: tuple[Tensor, Tensor],
+    inputs: tuple[Tensor, Tensor],
+    gradients: list[Tensor | None],
+) -> None:
+    """dA = (g scale B)^T x of all pairs in one product, dB = scale g^T (x A^T), into their places."""
+    (g_TN, g_TR), (x_TK, inner_TR) = g, inputs
+    halves = [half for at, _ in pairs.index if (half := parameters[4 * at + 2]) is not None]
+    d_halves = add_product(halves, g_TR, x_TK, operand.adds)
+    for number, ((at, scale), (outputs, ranks, _)) in enumerate(zip(pairs.index, pairs.maps, strict=True)):
+        gradients[4 * at + 2] = None if d_halves is None else d_halves[number]
+        d_nr = (g_TN[:, outputs].T @ inner_TR[:, ranks]).mul_(scale)
+        gradients[4 * at + 3] = _added(parameters[4 * at + 3], d_nr, operand.adds)
 
 
 def _matrix_gradients(ctx: Any, g_TN: Tensor, x_TK: Tensor | None) -> list[Tensor | None]:
