@@ -10,19 +10,21 @@ asked for, usage with no choices; then [DONE].
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
+from etude.model.tool_calls import ToolCallDelta
 from etude.records import Finish, Request
 from etude.serve.errors import ApiError
 from etude.serve.generation import Delta, Generation
 from etude.serve.models import ServedModel
 from etude.serve.openai_json import delta_entries, envelope, finish_reason, token_entries
 from etude.serve.operations import Operation
-from etude.serve.parse import CallDelta, Part, Reply, ReplyParser
+from etude.serve.parse import Part, Reply, ReplyParser
 from etude.serve.prompts import (
     ChatPrompt,
     chat_prompt,
@@ -34,60 +36,70 @@ from etude.serve.prompts import (
 from etude.serve.sampling import engine_request, grammar_of, params_of
 from etude.serve.server import Server, server_of
 from etude.serve.sse import DONE, EventStream, JsonResponse, event, until_gone
-from etude.serve.tools import Tools, tools_of
+from etude.serve.tools import call_grammar, offered, prepared, special_ids
 from etude.serve.types_openai import MAX_LOGPROBS, ChatRequest
 
 
 class ChatWork:
     """One chat request on its way: what was asked, and what became of it. ids: the prompt's tokens, where the
-    client gives them itself."""
+    client gives them itself. Other routes that answer conversations make one of their own requests."""
 
     def __init__(self, asked: ChatRequest, ids: Sequence[int] | None = None) -> None:
         self.asked = asked
         self.n_top = _n_top(asked)
+        self.tools = offered(asked)
         self.prompt = ChatPrompt((), "", False)
-        self.tools = Tools()
         self._ids = None if ids is None else tuple(ids)
 
     def make(self, model: ServedModel) -> list[Request]:
         """The request for the engine. In a thread: templates and grammars take their time."""
         asked = self.asked
-        self.tools = tools_of(asked, model)
-        continues = continues_last(asked, model)
-        prompt = chat_prompt(
-            model,
-            messages_of(asked.messages),
-            tools=self.tools.descriptions,
-            variables=chat_variables(asked, model),
-            generation_prompt=asked.add_generation_prompt is not False,
-            continues=continues,
-        )
-        if self._ids is not None:
-            prompt = ChatPrompt(self._ids, prompt.text, prompt.opened, prompt.prefill)
-        self.prompt = prompt
+        self.prompt = prompt = self._prompt(model)
         limit = asked.max_completion_tokens if asked.max_completion_tokens is not None else asked.max_tokens
         params = params_of(
             asked, model.defaults.params, model.engine.tokenizer, max_tokens=limit, logprobs=self.n_top or 0
         )
         check_length(model, prompt.ids, params.max_tokens, "messages")
-        form = grammar_of(asked, asked.response_format)
-        if form is not None and self.tools.grammar is not None:
+        specials = special_ids(model.engine.tokenizer, None, model.own_tags)
+        form = grammar_of(
+            asked, asked.response_format, tags=model.own_tags, opened=prompt.opened, special=specials
+        )
+        calls = call_grammar(asked, model, self.tools, prompt.opened)
+        if form is not None and calls is not None:
             raise ApiError(
                 400, "an answer cannot have a form of its own and call tools", param="response_format"
             )
-        n = asked.n or asked.n_cmpl or 1
-        return [engine_request(asked, model, prompt.ids, params, n, form or self.tools.grammar)]
+        return [engine_request(asked, model, prompt.ids, params, asked.n or asked.n_cmpl or 1, form or calls)]
+
+    def _prompt(self, model: ServedModel) -> ChatPrompt:
+        asked = self.asked
+        messages, tools = prepared(model, messages_of(asked.messages), self.tools)
+        prompt = chat_prompt(
+            model,
+            messages,
+            tools=tools,
+            variables=chat_variables(asked, model),
+            generation_prompt=asked.add_generation_prompt is not False,
+            continues=continues_last(asked, model),
+        )
+        return prompt if self._ids is None else replace(prompt, ids=self._ids)
 
     def special(self, model: ServedModel) -> bool:
         """Whether control tokens are part of the text: calls may be written with them."""
-        return self.tools.special
+        if not self.tools:
+            return False
+        tokenizer = model.engine.tokenizer
+        return any(map(tokenizer.is_control, special_ids(tokenizer, model.tool_prompt.format, None).values()))
 
     def parser(self, model: ServedModel) -> ReplyParser:
         """A new one for a choice."""
         form = self.asked.reasoning_format or model.defaults.reasoning_format
-        tags = None if form == "none" else model.tags
         return ReplyParser(
-            tags, opened=self.prompt.opened, prefill=self.prompt.prefill, tools=self.tools.new_parser()
+            None if form == "none" else model.tags,
+            opened=self.prompt.opened,
+            prefill=self.prompt.prefill,
+            format=model.tool_prompt.format if self.tools else None,
+            tools=self.tools or None,
         )
 
 
@@ -123,9 +135,7 @@ async def whole(work: ChatWork, generation: Generation) -> dict[str, Any]:
     try:
         parsers = [work.parser(generation.model) for _ in range(generation.n_choices)]
         async for delta in generation.deltas():
-            parsers[delta.choice].push(delta.text)
-        for parser in parsers:
-            parser.flush()
+            parsers[delta.choice].push(delta.text, ended=delta.finish is not None)
         choices = [_choice(work, generation, at, parser.reply) for at, parser in enumerate(parsers)]
         answer = envelope("chat.completion", "chatcmpl", generation.model)
         answer |= {"choices": choices, "usage": generation.usage(), "timings": generation.timings()}
@@ -178,16 +188,21 @@ async def stream(work: ChatWork, generation: Generation) -> AsyncIterator[bytes]
         if not begun[delta.choice]:
             begun[delta.choice] = True
             first = {"role": "assistant", "content": None}
-            extra = {"prompt_token_ids": list(work.prompt.ids)} if asked.return_token_ids else {}
+            extra: dict[str, Any] = (
+                {"prompt_token_ids": list(work.prompt.ids)} if asked.return_token_ids else {}
+            )
             yield chunk(
                 [{"index": delta.choice, "delta": first, "logprobs": None, "finish_reason": None}], **extra
             )
-        part = parser.push(delta.text)
-        if delta.finish is not None:
-            part = _both(part, parser.flush())
+        part = parser.push(delta.text, ended=delta.finish is not None)
         shown = _delta_json(part)
         if shown or work.n_top is not None or asked.return_token_ids:
-            choice = {"index": delta.choice, "delta": shown, "logprobs": None, "finish_reason": None}
+            choice: dict[str, Any] = {
+                "index": delta.choice,
+                "delta": shown,
+                "logprobs": None,
+                "finish_reason": None,
+            }
             extra = {"timings": generation.timings()} if asked.timings_per_token else {}
             yield chunk([_with_tokens(choice, work, delta, model)], **extra)
         if delta.finish is not None:
@@ -196,12 +211,6 @@ async def stream(work: ChatWork, generation: Generation) -> AsyncIterator[bytes]
     if asked.stream_options is not None and asked.stream_options.include_usage:
         yield chunk([], usage=generation.usage(), timings=generation.timings())
     yield DONE
-
-
-def _both(first: Part, second: Part) -> Part:
-    return Part(
-        first.reasoning + second.reasoning, first.content + second.content, first.calls + second.calls
-    )
 
 
 def _delta_json(part: Part) -> dict[str, Any]:
@@ -215,7 +224,7 @@ def _delta_json(part: Part) -> dict[str, Any]:
     return delta
 
 
-def _call_json(call: CallDelta) -> dict[str, Any]:
+def _call_json(call: ToolCallDelta) -> dict[str, Any]:
     """Id, type and name come once, with the first piece of a call."""
     function: dict[str, Any] = {} if call.name is None else {"name": call.name}
     head = {} if call.id is None else {"id": call.id, "type": "function"}

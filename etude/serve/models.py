@@ -13,12 +13,14 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from etude.engine.engine import Engine
 from etude.model.chat import ChatTemplate
 from etude.model.thinking import ThinkingTags
+from etude.model.tool_prompt import ToolPrompt, tool_prompt_of
 from etude.records import EtudeError, SamplingParams
 from etude.serve.errors import ApiError
 
@@ -81,14 +83,16 @@ class Mailbox:
 
 
 class ServedModel:
-    """A loaded model. uses: who works with it now. open: cleared while paused; new work waits for it."""
+    """A loaded model. uses: who works with it now. open: cleared while paused; new work waits for it.
+    tags: of thoughts; own_tags: None where the template knows none, and the model may think all the same."""
 
     def __init__(self, spec: ModelSpec, engine: Engine, defaults: ModelDefaults) -> None:
         self.spec = spec
         self.engine = engine
         self.defaults = defaults
         self.template = defaults.template or engine.chat
-        self.tags = (self.template.tags if self.template else None) or ThinkingTags()
+        self.own_tags = _tags_of(self.template)
+        self.tags = self.own_tags or ThinkingTags()
         self.adapters = {adapter.name: adapter for adapter in defaults.adapters}
         self.mailbox = Mailbox()
         self.loaded_at = int(time.time())
@@ -101,10 +105,25 @@ class ServedModel:
     def name(self) -> str:
         return self.spec.name
 
+    @cached_property
+    def tool_prompt(self) -> ToolPrompt:
+        """What its template can do with tools. EtudeError for a base model."""
+        if self.template is None:
+            raise EtudeError(f"{self.name} is a base model without a chat template, so it knows no tools")
+        return tool_prompt_of(self.template)
+
     def default_adapter(self) -> tuple[str | None, float]:
         """Name and scale of the adapter that a request runs with if it names none."""
         applied = [adapter for adapter in self.adapters.values() if adapter.scale != 0]
         return (applied[0].name, applied[0].scale) if applied else (None, 1.0)
+
+
+def _tags_of(template: ChatTemplate | None) -> ThinkingTags | None:
+    """What a template writes around thoughts, or only at their beginning."""
+    if template is None or template.tags is not None:
+        return None if template is None else template.tags
+    usual = ThinkingTags()
+    return usual if usual.open in template.source else None
 
 
 class ModelPool:

@@ -49,7 +49,7 @@ def chat_prompt(
         tools=tools,
         **(variables or {}),
     )
-    opened = template.opens_thinking(rendered)
+    opened = rendered.rstrip().endswith(model.tags.open)
     prefill = "" if last is None else _prefill(last, model, opened)
     if prefill:
         rendered = rendered.extended(prefill)
@@ -155,34 +155,25 @@ def text_of(content: str | list[ContentPart] | None, where: str) -> str:
     return "\n".join(texts)
 
 
-def _arguments(arguments: str | dict[str, Any]) -> Any:
-    """As an object, which is what templates expect, if it is the JSON of one."""
-    if isinstance(arguments, str):
-        try:
-            parsed = json.loads(arguments)
-        except (ValueError, RecursionError):
-            return arguments
-        return parsed if isinstance(parsed, dict) else arguments
-    return arguments
+def _arguments(arguments: str | dict[str, Any]) -> str:
+    """As text, OpenAI's form."""
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def completion_prompts(
-    prompt: str | Sequence[int | str] | Sequence[Sequence[int | str]],
-    tokenizer: Tokenizer,
-    add_special: bool = True,
+    prompt: str | Sequence[int | str | Sequence[int | str]], tokenizer: Tokenizer, add_special: bool = True
 ) -> list[tuple[int, ...]]:
     """The token ids of each prompt of /v1/completions and llama.cpp's /completion.
 
     Text is one prompt; a list of texts is several; a list with ids in it is one, whose texts are tokenized in
-    between; a list of lists is several. ApiError 400 for an empty one.
+    between; a list with lists in it is several. ApiError 400 for an empty one.
     """
-    prompts: Sequence[MixedPrompt]
     if isinstance(prompt, str):
-        prompts = [prompt]
+        prompts: list[MixedPrompt] = [prompt]
     elif all(isinstance(item, str) for item in prompt) or any(_is_list(item) for item in prompt):
-        prompts = prompt  # type: ignore[assignment]  # the two tests say so
+        prompts = [[item] if isinstance(item, int) else item for item in prompt]
     else:
-        prompts = [prompt]  # type: ignore[list-item]  # neither texts only nor lists
+        prompts = [[item for item in prompt if isinstance(item, int | str)]]
     found = [ids_of(each, tokenizer, add_special) for each in prompts]
     if not found or not all(found):
         raise ApiError(400, "the prompt has no tokens; give at least one", param="prompt")

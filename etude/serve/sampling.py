@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from etude.engine.sampling import MAX_BIAS, MIN_TEMPERATURE
+from etude.model.thinking import ThinkingTags
 from etude.model.tokenizer import Tokenizer
+from etude.model.tool_grammar import response_grammar
 from etude.records import (
     DEFAULT_SAMPLERS,
     Dry,
@@ -215,8 +217,16 @@ def _mirostat(asked: Sampling, default: Mirostat | None) -> Mirostat | None:
     return Mirostat(version, _or(asked.mirostat_tau, own.tau), _or(asked.mirostat_eta, own.eta))
 
 
-def grammar_of(asked: Sampling, form: ResponseFormat | None = None) -> Grammar | None:
-    """The form of the answer, None for any. EtudeError if two are asked for."""
+def grammar_of(
+    asked: Sampling,
+    form: ResponseFormat | None = None,
+    *,
+    tags: ThinkingTags | None = None,
+    opened: bool = False,
+    special: Mapping[str, int] | None = None,
+) -> Grammar | None:
+    """The form of the answer, None for any. tags, opened: with `response_format` thoughts may come first,
+    which stay free; special: ids of tags that text cannot spell. EtudeError if two are asked for."""
     forms: list[tuple[str, Grammar]] = []
     if asked.grammar:
         forms.append(("grammar", Grammar("gbnf", asked.grammar)))
@@ -231,7 +241,14 @@ def grammar_of(asked: Sampling, form: ResponseFormat | None = None) -> Grammar |
         forms.append(("response_format", _schema(form.json_schema.schema_)))
     if len(forms) > 1:
         raise EtudeError(f"an answer has one form; {' and '.join(name for name, _ in forms)} ask for several")
-    return forms[0][1] if forms else None
+    if not forms:
+        return None
+    [(name, grammar)] = forms
+    schema = json.loads(grammar.source) if name == "response_format" else None
+    if tags is None or not isinstance(schema, dict):
+        return grammar
+    wanted = {"type": "json_object", "schema": schema}
+    return response_grammar(wanted, tags=tags, thinking_open=opened, special_ids=special)
 
 
 def engine_request(

@@ -1,37 +1,76 @@
 """The functions a request offers: how the template is told, what form a call must have, how it is read.
 
-The seam to model/tool_calls.py.
+What a template can do with tools is found by trying it (model/tool_prompt.py), once per model. A grammar
+holds the reply to a call where one is required, or named; with "auto" only where a function is `strict` or
+calls may not be parallel: free text needs none, and is then not slowed down by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from etude.records import Grammar
+from etude.model.thinking import ThinkingTags
+from etude.model.tokenizer import Tokenizer
+from etude.model.tool_formats import ToolFormat
+from etude.model.tool_grammar import tool_grammar
+from etude.records import Grammar, Message
 from etude.serve.models import ServedModel
-from etude.serve.parse import ToolParser
-from etude.serve.types_openai import ChatRequest
+from etude.serve.types_openai import ChatRequest, NamedTool
+
+NO_TOOLS: list[dict[str, Any]] = []
 
 
-def _no_parser() -> ToolParser | None:
-    return None
-
-
-@dataclass(frozen=True)
-class Tools:
-    """descriptions: for the template. grammar: what the answer must look like, if a call is required.
-    special: calls are written with control tokens, so these are part of the text."""
-
-    descriptions: list[dict[str, Any]] | None = None
-    grammar: Grammar | None = None
-    special: bool = False
-    new_parser: Callable[[], ToolParser | None] = _no_parser
-
-
-def tools_of(asked: ChatRequest, model: ServedModel) -> Tools:
-    """What `tools` and `tool_choice` of a request mean for a model."""
+def offered(asked: ChatRequest) -> list[dict[str, Any]]:
+    """The tools that a reply may call, as OpenAI describes them."""
     if not asked.tools or asked.tool_choice == "none":
-        return Tools()
-    return Tools([tool.model_dump(exclude_none=True) for tool in asked.tools])
+        return NO_TOOLS
+    return [tool.model_dump(exclude_none=True) for tool in asked.tools]
+
+
+def prepared(
+    model: ServedModel, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
+) -> tuple[Sequence[Message], Sequence[Mapping[str, Any]] | None]:
+    """Messages and tools as the model's template renders them."""
+    if not tools and not any(message.tool_calls or message.role == "tool" for message in messages):
+        return messages, None
+    return model.tool_prompt.prepare(messages, tools)
+
+
+def call_grammar(
+    asked: ChatRequest, model: ServedModel, tools: Sequence[Mapping[str, Any]], opened: bool
+) -> Grammar | None:
+    """What the reply is held to, None: nothing. EtudeError for a tool_choice that names none of the tools."""
+    if not tools:
+        return None
+    choice = asked.tool_choice or "auto"
+    parallel = asked.parallel_tool_calls is not False
+    strict = any(tool["function"].get("strict") for tool in tools)
+    if choice == "auto" and parallel and not strict:
+        return None
+    tags = model.template.tags if model.template else None
+    return tool_grammar(
+        tools,
+        model.tool_prompt.format,
+        choice=choice.function.name if isinstance(choice, NamedTool) else choice,
+        parallel=parallel,
+        tags=tags,
+        thinking_open=opened,
+        special_ids=special_ids(model.engine.tokenizer, model.tool_prompt.format, tags),
+    )
+
+
+def special_ids(tokenizer: Tokenizer, format: ToolFormat | None, tags: ThinkingTags | None) -> dict[str, int]:
+    """The tags that are tokens which plain text cannot spell: control tokens, and for llguidance every added
+    token that looks like a tag."""
+    texts = [text for pair in format.tags for text in pair] if format else []
+    if format:
+        texts += [format.call_open, format.call_close, format.before_name, format.after_name, format.id_mark]
+    texts += [tags.open, tags.close] if tags else []
+    found: dict[str, int] = {}
+    for text in filter(None, (each.strip() for each in texts)):
+        ids = tokenizer.encode(text, add_special=False, parse_special=True)
+        looks_special = text.startswith("<") and text.endswith(">")
+        if len(ids) == 1 and (looks_special or tokenizer.is_control(ids[0])):
+            found[text] = ids[0]
+    return found

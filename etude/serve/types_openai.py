@@ -19,6 +19,9 @@ TokenIds = list[TokenId]
 Bias = float | Literal[False]
 """False bans a token."""
 
+Prompts = str | list[int | str | list[int | str]]
+"""Text, token ids, both mixed, or a list of such prompts."""
+
 MAX_LOGPROBS = 20
 """OpenAI's limit of top_logprobs; n_probs of llama.cpp has none."""
 
@@ -189,7 +192,7 @@ class ChatRequest(Answering):
 class CompletionRequest(Answering):
     """POST /v1/completions. prompt: text, token ids, both mixed, or a list of such prompts."""
 
-    prompt: str | list[int | str] | list[list[int | str]]
+    prompt: Prompts
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=2**16)] | bool | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=2**16)] | None = None
@@ -202,7 +205,7 @@ class CompletionRequest(Answering):
 class EmbeddingRequest(Body):
     """POST /v1/embeddings. input: as the prompt of a completion."""
 
-    input: str | list[int | str] | list[list[int | str]]
+    input: Prompts
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, lt=2**31)] | None = None

@@ -32,6 +32,7 @@ FOLDERS = {
     "runs": "runs_dir",
 }
 KEEP_ALIVE_S = 75
+BACKLOG = 2048
 
 
 def run(options: Options) -> int:
@@ -66,6 +67,7 @@ async def serve(settings: ServeSettings, pool: ModelPool, listening: socket.sock
             lifespan="on",
             timeout_keep_alive=KEEP_ALIVE_S,
         )
+        listening.listen(BACKLOG)  # from now on clients wait instead of being refused
         host, port = listening.getsockname()[:2]
         say(f"listening at http://{f'[{host}]' if ':' in host else host}:{port}{settings.prefix}")
         if settings.host not in LOOPBACK and not settings.api_keys:

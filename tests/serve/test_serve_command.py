@@ -1,0 +1,125 @@
+"""`etude serve` as a process: where it listens, what it refuses, how it ends."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from etude.terminal.options import UsageError, parse
+from etude.terminal.serve import defaults_of, settings_of, specs_of
+from etude.terminal.verbs import VERBS
+from tests.command import assert_one_message, environment, etude
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process, and its address."""
+    command = [sys.executable, "-m", "etude", "serve", *arguments, "--port", "0", "-t", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
+    assert process.stderr is not None
+    try:
+        said = ""
+        while not (found := re.search(r"listening at (http://\S+)", said)):
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        yield process, found[1]
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def post(url: str, body: Any) -> Any:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    return urllib.request.urlopen(request, timeout=60)
+
+
+ENDLESS = {"prompt": "a", "max_tokens": 10**7, "ignore_eos": True, "stream": True}
+"""With a context shift it ends when nobody wants it any more."""
+
+
+def test_a_signal_lets_what_runs_finish(tiny: Path) -> None:
+    with serving(str(tiny), "-a", "mine,other") as (process, url):
+        with urllib.request.urlopen(f"{url}/v1/models", timeout=60) as answer:
+            assert json.load(answer)["data"][0]["aliases"] == ["other", "tiny"]
+        with post(f"{url}/v1/completions", ENDLESS | {"max_tokens": 400, "prompt": "b"}) as stream:
+            stream.readline()
+            process.send_signal(signal.SIGTERM)
+            assert stream.read().endswith(b"data: [DONE]\n\n")
+        assert process.wait(60) == 0
+        with pytest.raises(OSError):
+            urllib.request.urlopen(f"{url}/health", timeout=5)
+
+
+def test_a_second_signal_ends_it_at_once(tiny: Path) -> None:
+    with serving(str(tiny), "--context-shift", "-c", "64") as (process, url):
+        with post(f"{url}/v1/completions", ENDLESS) as stream:
+            stream.readline()
+            process.send_signal(signal.SIGINT)
+            assert process.stderr is not None and "finishing what runs" in process.stderr.readline()
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+
+
+def test_a_port_that_is_taken_and_a_model_that_is_not_there(tiny: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        done = etude("serve", str(tiny), "--port", str(other.getsockname()[1]))
+    assert_one_message(done, 2, "--port", "cannot listen")
+    assert_one_message(etude("serve", "no/such/model.gguf"), 1, "no/such/model.gguf")
+
+
+def options_of(*argv: str, **environ: str) -> Any:
+    return parse(VERBS["serve"], argv, environ)
+
+
+def test_flags_become_settings(tiny: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("one\n\ntwo\n")
+    options = options_of("--api-key", "a, b", "--api-key-file", str(keys), "--api-prefix", "/x/", "--metrics")
+    settings = settings_of(options)
+    assert settings.api_keys == ("a", "b", "one", "two") and settings.prefix == "/x"
+    assert settings.host == "127.0.0.1" and settings.cors_origins == () and settings.shows_metrics
+    assert settings_of(options_of(LLAMA_API_KEY="z", LLAMA_ARG_HOST="::1")).api_keys == ("z",)
+    specs = specs_of(options_of(str(tiny), f"second={tiny}", "--alias", "first", "--offline"))
+    assert [spec.name for spec in specs] == ["first", "second"] and specs[0].aliases == ("tiny",)
+    specs = specs_of(options_of("--models-dir", str(tiny.parent)))
+    assert [spec.path for spec in specs] == [tiny]
+    defaults = defaults_of(options_of("--temp", "0.5", "-n", "7", "--chat-template", "chatml", "-rea", "off"))
+    assert defaults.params.temperature == 0.5 and defaults.params.max_tokens == 7
+    assert defaults.template is not None and defaults.variables == {"enable_thinking": False}
+    assert defaults_of(options_of()).params.top_k == 40
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--api-prefix", "x"), ("--slot-save-path", "/nowhere"), ("--keep", "3"), ("--ssl-key-file", "k"),
+        ("-ngl", "99"), ("--port", "70000"), ("--lora-init-without-apply",), ("-md", "x"),
+    ],
+)  # fmt: skip
+def test_flags_without_effect_are_refused(argv: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError):
+        options = options_of(*argv)
+        settings_of(options)
+        defaults_of(options)
+
+
+def test_chat_does_not_load_the_server() -> None:
+    code = "import sys, etude.terminal.chat, etude.cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    loaded = set(done.stdout.split())
+    assert "etude.engine.engine" in loaded
+    assert not loaded & {"starlette", "uvicorn", "pydantic", "etude.serve"}
