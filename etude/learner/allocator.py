@@ -3,7 +3,7 @@
 A step allocates and frees a gigabyte of large tensors. glibc gives every block above 32 MiB, and the end of
 its heap, back to the kernel at once, and each page that is needed again costs a fault that clears it: 0.3 s
 for a gigabyte, several seconds on a virtual machine whose host takes free pages away. The most memory that a
-process has had at once stays what it was.
+process has at once grows by a few per cent.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import os
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Numbers of mallopt's parameters, see malloc.h."""
-LARGEST_KEPT_BYTES = 1 << 30
-"""Blocks above are mapped and unmapped one by one."""
+LARGEST_KEPT_BYTES = 288 << 20
+"""Blocks above, such as the dequantised head of a large model, are mapped and unmapped one by one: a hole
+that one of them leaves in the heap might be bitten into, and the next would need room of its own."""
 USERS_OWN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 """With one of these variables the user has set the allocator up."""
 
