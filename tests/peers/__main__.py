@@ -34,7 +34,7 @@ FILES = {  # what each maker writes, below the folder of stored outputs
     "perplexity": ("perplexity.json", "perplexity_*.npz"),
     "logits": ("logits.json", "logits_*.npz"),
     "sampling": ("sampling.json.gz",),
-    "reference": ("pretokenizers.json.gz", "builtin_chats.json.gz"),
+    "reference": ("pretokenizers.json.gz", "builtin_chats.json.gz", "chat_templates.json.gz"),
     "saved": ("saved.json",),
     "verl": ("training_verl.json.gz",),
     "trl": ("training_trl.json.gz",),
