@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,7 +46,7 @@ class Probed:
     def __init__(self, learner: LocalLearner, *, checked: bool = False) -> None:
         self.learner = learner
         self.tokens = self.alive = self.samples = 0
-        self._unpaid_s: Counter[str] = Counter()
+        self._unpaid_s: defaultdict[str, float] = defaultdict(float)
         self._left_s: dict[str, float] = {}
         self._rates: dict[Any, tuple[float, int]] = {}
         self._optimizer_s = 0.0
@@ -56,7 +56,7 @@ class Probed:
     def unpaid(self) -> Mapping[str, float]:
         """Seconds by phase that the step since the last call has not taken, but would have; below 0 where it
         has done what other steps do not. The next step begins."""
-        found, self._unpaid_s, self._left_s = self._unpaid_s, Counter(), {}
+        found, self._unpaid_s, self._left_s = self._unpaid_s, defaultdict(float), {}
         return found
 
     def score(
@@ -240,16 +240,17 @@ def tried(
 
     EtudeError as the first step of a run.
     """
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     sampled = steps = 0
     eval_s = 0.0
     start = last = time.perf_counter()
     with trial(settings) as run:
         for report in begin(run):
             now = time.perf_counter()
-            unpaid: Counter[str] = Counter()
+            unpaid: defaultdict[str, float] = defaultdict(float)
             for learner in learners:
-                unpaid.update(learner.unpaid())
+                for phase, value in learner.unpaid().items():
+                    unpaid[phase] += value
             if report.step == 0:
                 eval_s = now - start + sum(unpaid.values())
                 start = now
