@@ -46,6 +46,7 @@ from etude.train import ppo as algorithm
 from etude.train.judge import load_reward_model
 from etude.train.ppo_settings import (
     CRITIC_FACTOR,
+    HEAD_LEARNING_RATE,
     LEARNING_RATE,
     LORA_LEARNING_RATE,
     PpoSettings,
@@ -74,7 +75,8 @@ BY_NAME = Given()
 class PpoConfig:
     """Everything that a run is made of: a table each. reward: a name, or names with weights; None: what fits
     the problems, else math. lora None: whole models are trained, actor and critic. optimizer: of both;
-    ppo.critic_learning_rate and optimizer.head_learning_rate are the critic's own."""
+    ppo.critic_learning_rate and optimizer.head_learning_rate (None: 1e-3 for a new head) are the critic's
+    own."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
     lora: LoraSettings | None = None
@@ -220,7 +222,7 @@ def critic_of(config: PpoConfig) -> Trained:
     load = load_transformer if config.lora is None else load_frozen
     transformer, source = load(config.model.name, device=config.model.device)
     head = ScalarHead(transformer.config.d_model, config.model.device)
-    optimizer = critic_optimizer(config, lora=config.lora is not None)
+    optimizer = critic_optimizer(config, lora=config.lora is not None, new_head=True)
     learner = LocalLearner(transformer, optimizer, compute=config.compute, lora=config.lora, head=head)
     return Trained(learner, source, config.lora)
 
@@ -234,7 +236,7 @@ def _critic_from_reward_model(config: PpoConfig, folder: str) -> Trained:
     pairs = {name: value.detach().clone() for name, value in trained_pairs(model.transformer)}
     learner = LocalLearner(
         model.transformer,
-        critic_optimizer(config, lora=lora is not None),
+        critic_optimizer(config, lora=lora is not None, new_head=False),
         compute=config.compute,
         lora=lora,
         head=model.head,
@@ -257,13 +259,18 @@ def lora_of(transformer: Transformer) -> LoraSettings | None:
     return LoraSettings(rank, weights.scale * rank, tuple(sorted({slot for slot, _ in weights.tensors})))
 
 
-def critic_optimizer(config: PpoConfig, *, lora: bool) -> AdamWSettings:
-    """The actor's, with a learning rate of its own."""
+def critic_optimizer(config: PpoConfig, *, lora: bool, new_head: bool) -> AdamWSettings:
+    """The actor's, with a learning rate of its own, and one for a head that begins with zeros."""
     actor_rate = config.optimizer.learning_rate
     if actor_rate is None or lora != (config.lora is not None):
         actor_rate = LORA_LEARNING_RATE if lora else LEARNING_RATE
     rate = config.ppo.critic_learning_rate or CRITIC_FACTOR * actor_rate
-    return replace(config.optimizer, learning_rate=rate).adamw(rate, updates_of(config))
+    head_rate = config.optimizer.head_learning_rate
+    if head_rate is None and new_head:
+        head_rate = HEAD_LEARNING_RATE
+    return replace(config.optimizer, learning_rate=rate, head_learning_rate=head_rate).adamw(
+        rate, updates_of(config)
+    )
 
 
 def check_vocabularies(actor: Trained, critic: Trained) -> None:

@@ -82,16 +82,16 @@ def test_the_command(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_the_examples(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """ppo.toml runs, on a model of bytes; the one for RLHF needs files of the user's and is read."""
+    """ppo.toml runs, on a model of bytes; the one for RLHF is read, and runs in tests/test_rlhf.py."""
     small = {
         "model.name": tiny, "compute.dtype": "f32", "sampling.weight_type": "f32", "sampling.threads": 1,
         "sampling.prompts_per_step": 2, "sampling.samples_per_prompt": 2, "eval.limit": 2,
-        "run.folder": tmp_path, "run.steps": 1, "run.final": "none",
+        "run.folder": tmp_path, "run.steps": 1, "run.final": "none", "optimizer.warmup_steps": 0,
     }  # fmt: skip
     words = [word for name, value in small.items() for word in (f"--{name}", str(value))]
     assert main(["ppo", str(EXAMPLES / "ppo.toml"), *words]) == 0, capsys.readouterr().err
-    read = read_config(PpoConfig, [str(EXAMPLES / "ppo-rlhf.toml"), "--ppo.critic", "judge"], {})
-    assert read.config.ppo.kl_target_nats == 6.0
+    read = read_config(PpoConfig, [str(EXAMPLES / "rlhf-ppo.toml"), "--ppo.critic", "judge"], {})
+    assert read.config.lora is not None and read.config.ppo.kl_coefficient > 0
     check_effects(read.config.ppo, read.written)
 
 
@@ -193,11 +193,20 @@ def test_a_critic_of_other_tokens_is_refused(tiny: Path, tmp_path: Path) -> None
 
 
 def test_the_critics_learning_rate(tiny: Path, tmp_path: Path) -> None:
-    """Its own; else twice the actor's; the default of its kind where the actor is of another kind."""
+    """Its own; else the actor's; the default of its kind where the actor is of another kind."""
     config = config_of(tiny, tmp_path)
-    assert critic_optimizer(config, lora=False).learning_rate == 2e-3
-    assert critic_optimizer(config, lora=True).learning_rate == 1e-4
+
+    def rates(config: PpoConfig, *, lora: bool = False, new_head: bool = True) -> tuple[float, float | None]:
+        made = critic_optimizer(config, lora=lora, new_head=new_head)
+        return made.learning_rate, made.head_learning_rate
+
+    assert rates(config) == (1e-3, 1e-3)
+    assert rates(config, lora=True)[0] == 1e-4
     own = replace(config, ppo=PpoSettings(critic_learning_rate=3e-4))
-    assert critic_optimizer(own, lora=False).learning_rate == 3e-4
+    assert rates(own)[0] == 3e-4
     unsaid = replace(config, optimizer=OptimizerSettings())
-    assert critic_optimizer(unsaid, lora=False).learning_rate == 1e-5
+    assert rates(unsaid) == (1e-5, 1e-3)
+    # a reward model's head has learnt already, and goes on as the rest; what is written counts for both
+    assert rates(unsaid, new_head=False) == (1e-5, None)
+    written = replace(config, optimizer=OptimizerSettings(head_learning_rate=2e-3))
+    assert rates(written)[1] == rates(written, new_head=False)[1] == 2e-3
