@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from etude.cli import main
 from etude.learner.batch import Sample
@@ -17,6 +18,16 @@ from etude.recipes import probe as module
 from etude.recipes.probe import Probed, packed, tried
 from etude.train.run import Report, Run
 from etude.train.settings import RunSettings
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small products on several threads wait for each other, and for whatever else the machine does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 TOKEN_S, SCORE_S, OPTIMIZER_S, SAMPLING_S = 0.01, 0.004, 0.5, 1.5
 
