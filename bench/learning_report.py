@@ -65,7 +65,7 @@ def interval(row: Mapping[str, Any], measure: str) -> Interval:
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
-    """Mean and 95 % t-interval, cut to 0 … 1; with a single value nothing is known but that.
+    """Mean and 95 % t-interval, cut to 0 … 1; a single value says nothing of others.
 
     >>> str(over_seeds([0.8, 0.9, 0.85])), str(over_seeds([0.5]))
     ('85.0 % [72.6, 97.4]', '50.0 % [0.0, 100.0]')
@@ -119,7 +119,8 @@ def summary_rows(sets: Mapping[str, Sequence[Outcome]]) -> Iterator[str]:
             seeds = ", ".join(percent(one) for one in after)
             minutes = f"{fmean(one.minutes for one in some):.1f}"
             about = (first.title, first.verb, NAMES[measure])
-            yield "| " + " | ".join([*about, before, str(over_seeds(after)), seeds, constant, minutes]) + " |"
+            mean = str(over_seeds(after)) if len(after) > 1 else f"{percent(after[0])}, one run"
+            yield "| " + " | ".join([*about, before, mean, seeds, constant, minutes]) + " |"
 
 
 def run_rows(sets: Mapping[str, Sequence[Outcome]]) -> Iterator[str]:
@@ -184,10 +185,16 @@ def pictures(outcomes: Sequence[Outcome]) -> dict[str, str]:
     return drawn
 
 
+def shown(some: Sequence[Outcome]) -> str:
+    """The strictest measure by which a run is ever right in the end."""
+    measures = some[0].measures
+    return next((name for name in measures if any(one.after(name).value > 0 for one in some)), measures[-1])
+
+
 def picture(some: Sequence[Outcome]) -> str:
-    """The strictest accuracy of each seed with its own interval, and the training reward's mean of seeds."""
+    """The accuracy of each seed with its own interval, and the training reward's mean of seeds."""
     first = some[0]
-    measure = first.measures[0]
+    measure = shown(some)
     curves = [Curve("reward/mean", "training reward")]
     curves += [Curve(f"{one.seed}", f"seed {one.seed}") for one in some]
     rows = merged({f"{one.seed}": one.rows for one in some}, measure)
@@ -207,7 +214,7 @@ def picture(some: Sequence[Outcome]) -> str:
 
 def comparison(sets: Sequence[Sequence[Outcome]]) -> str:
     """Means over seeds; bars from the worst to the best seed."""
-    measure = sets[0][0].measures[0]
+    measure = shown(sets[0])
     rows: dict[int, dict[str, Any]] = {}
     for some in sets:
         at: dict[int, list[float]] = {}

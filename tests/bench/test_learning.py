@@ -87,6 +87,18 @@ def test_pictures_hold_every_seed_and_the_rewards_mean(learning_report: ModuleTy
     assert set(learning_report.pictures([*some, *other])) == {"sums", "sums_ppo"}
 
 
+def test_a_picture_shows_what_moves(learning_report: ModuleType) -> None:
+    """A task whose answers stay wordy is drawn as it is read leniently."""
+    lenient = learning_report.LENIENT
+    wordy = {lenient: 0.5, f"{lenient}/low": 0.4, f"{lenient}/high": 0.6}
+    never = {STRICT: 0.0, f"{STRICT}/low": 0.0, f"{STRICT}/high": 0.1}
+    rows = ({"step": 0, **never, **wordy}, {"step": 1, **never, **wordy})
+    some = [learning_report.Outcome("sums", "sums", "grpo", 0, "etude", rows)]
+    assert learning_report.shown(some) == lenient
+    assert "lenient" in learning_report.picture(some)
+    assert learning_report.shown([outcome(learning_report, 0, 0.9)]) == STRICT
+
+
 def test_pairs_by_fault(learning_report: ModuleType) -> None:
     name = "eval/accuracy"
     rows = tuple(
