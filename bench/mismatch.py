@@ -1,9 +1,11 @@
-"""How far engine and learner are apart, and what sampling costs, for each type of the engine's matrices.
+"""How far engine and learner are apart, before and after steps of AdamW, and what sampling costs, for each
+type of the engine's matrices.
 
-    python bench/mismatch.py [--model smollm2-135m] [--types f32,f16,bf16,q8_0]
+    python bench/mismatch.py [--model smollm2-135m] [--types f32,f16,bf16,q8_0] [--dtype f32] [--steps 2]
 
 A full fine-tune's engine holds the learner's weights in one of the types; a LoRA's holds the types of the
-file, which both sides share. The numbers stand in docs/mismatch.md.
+file, which both sides share. The steps go up for half of the answers and down for the other half, at a
+learning rate of 1e-5. The numbers stand in docs/mismatch.md.
 """
 
 from __future__ import annotations
@@ -12,13 +14,16 @@ import argparse
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from etude.engine.engine import Engine
-from etude.learner.batch import Sample
+from etude.learner.batch import Batch, Sample
+from etude.learner.learner import Denominators, Outputs
 from etude.learner.local import ComputeSettings, LocalLearner
 from etude.learner.lora import LoraSettings
 from etude.learner.optimizer import AdamWSettings
@@ -29,8 +34,7 @@ from etude.train.agreement import mismatch_row
 from etude.train.settings import ModelSettings, SamplingSettings
 
 PROMPTS, ANSWERS = 8, 8
-LENGTHS = (16, 64)
-DTYPES = ("f32", "bf16")
+TOKENS = 64
 
 
 def problems() -> list[Problem]:
@@ -61,32 +65,37 @@ def samples_of(rollouts: Sequence[Rollout]) -> list[Sample]:
     return samples
 
 
-def measure(
-    engine: Engine, learners: Sequence[LocalLearner], model: ModelSettings, tokens: int
-) -> tuple[float, list[float]]:
-    """(seconds that the answers took, the better of two; mean k3 for each learner)"""
-    env, seconds = single_turn(lambda problem, answer: Score(0.0)), []
-    params = SamplingParams(max_tokens=tokens)
-    adapter = learners[0].publish(engine, 1)
-    for _ in range(2):
-        start_s = time.perf_counter()
+def loss(outputs: Outputs, batch: Batch, totals: Denominators) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """A policy gradient: every other answer shall become more likely, the others less."""
+    signs_C = 1.0 - 2.0 * (batch.sequence_C % 2)
+    return -(outputs["logprobs"] * signs_C).sum() / totals.tokens, {}
+
+
+class Measured(NamedTuple):
+    """k3: before the first step, after each. The times are the best."""
+
+    k3: list[float]
+    sampling_s: float
+    publish_s: float
+
+
+def measure(engine: Engine, learner: LocalLearner, model: ModelSettings, steps: int) -> Measured:
+    env, params = single_turn(lambda problem, answer: Score(0.0)), SamplingParams(max_tokens=TOKENS)
+    prompts, k3, sampling_s, publish_s = prompts_of(engine, model), [], [], []
+    for step in range(steps + 1):
+        publish_s.append(-time.perf_counter())
+        adapter = learner.publish(engine, step)
+        publish_s[-1] += time.perf_counter()
+        sampling_s.append(-time.perf_counter())
         rollouts = collect(
-            engine,
-            prompts_of(engine, model),
-            problems(),
-            env,
-            n=ANSWERS,
-            params=params,
-            seed=0,
-            adapter=adapter,
+            engine, prompts, problems(), env, n=ANSWERS, params=params, seed=step, adapter=adapter
         )
-        seconds.append(time.perf_counter() - start_s)
-    samples = samples_of(rollouts)
-    k3 = []
-    for learner in learners:
-        scores = [row["logprobs"] for row in learner.score(samples)]
+        sampling_s[-1] += time.perf_counter()
+        samples = samples_of(rollouts)
+        metrics = learner.update(samples, loss, denominators=Denominators.of(samples))
+        scores = [row["logprobs"] for row in metrics.outputs]
         k3.append(mismatch_row(samples, scores)["mismatch/k3"])
-    return min(seconds), k3
+    return Measured(k3, min(sampling_s), min(publish_s))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -96,35 +105,31 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--model", default="smollm2-135m", help="GGUF file, Hugging Face folder or a known name"
     )
-    parser.add_argument("--types", default="f32,f16,bf16,q8_0", help="sampling.weight_type, one or several")
+    parser.add_argument(
+        "--types",
+        default="f32,f16,bf16,q8_0,lora",
+        help="sampling.weight_type, one or several; lora: a LoRA beside the file's own types",
+    )
+    parser.add_argument("--dtype", default="f32", choices=("f32", "bf16"), help="of the learner's products")
+    parser.add_argument("--steps", type=int, default=2)
     args = parser.parse_args(argv)
     model = ModelSettings(name=args.model)
-    print("| engine | tokens | k3, learner in f32 | in bf16 | sampling, s | weights to the engine, s |")
-    print("|---|---|---|---|---|---|")
-    for lora in (None, LoraSettings()):
-        learners = [
-            learner_of(model, ComputeSettings(dtype=dtype), AdamWSettings(), lora).learner for dtype in DTYPES
-        ]
-        for kind in args.types.split(",") if lora is None else ("file",):
-            sampling = SamplingSettings(weight_type=None if kind == "file" else kind)
-            with closing(
-                engine_of(model, sampling, lora=lora is not None, sequences=PROMPTS * ANSWERS)
-            ) as engine:
-                learners[0].publish(engine, 1)
-                start_s = time.perf_counter()
-                learners[0].publish(engine, 2)
-                publish_s = time.perf_counter() - start_s
-                for tokens in LENGTHS:
-                    sampling_s, k3 = measure(engine, learners, model, tokens)
-                    name = kind if lora is None else "LoRA beside the file's types"
-                    cells = [
-                        name,
-                        str(tokens),
-                        *(f"{value:.1e}" for value in k3),
-                        f"{sampling_s:.1f}",
-                        f"{publish_s:.2f}",
-                    ]
-                    print("| " + " | ".join(cells) + " |", flush=True)
+    steps = [f"after {step}" for step in range(args.steps + 1)]
+    print("| " + " | ".join(["engine", *steps, "sampling, s", "weights to the engine, s"]) + " |")
+    print("|---" * (len(steps) + 3) + "|")
+    for kind in args.types.split(","):
+        lora = LoraSettings() if kind == "lora" else None
+        rate = 1e-5 if lora is None else 1e-4
+        compute, adamw = ComputeSettings(dtype=args.dtype), AdamWSettings(learning_rate=rate)
+        learner = learner_of(model, compute, adamw, lora).learner
+        sampling = SamplingSettings(weight_type=None if kind == "lora" else kind)
+        with closing(
+            engine_of(model, sampling, lora=lora is not None, sequences=PROMPTS * ANSWERS)
+        ) as engine:
+            measured = measure(engine, learner, model, args.steps)
+        numbers = [f"{value:.1e}" for value in measured.k3]
+        cells = [kind, *numbers, f"{measured.sampling_s:.1f}", f"{measured.publish_s:.2f}"]
+        print("| " + " | ".join(cells) + " |", flush=True)
     return 0
 
 

@@ -6,9 +6,7 @@ administration without a key of its own, bodies and lines of bounded size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 MAX_BODY_BYTES = 32 << 20
 MAX_QUEUE = 1024
@@ -20,8 +18,7 @@ class ServeSettings:
     """api_keys: one of them opens everything but the admin routes; none: open. admin_keys: none: those routes
     are closed. cors_origins: web pages of other hosts that may ask; "*" is any. max_queue: completions that
     run or wait at once, more are refused with 429. write_timeout_s: a client that takes nothing for so long
-    is dropped. prefix: what stands before every path. folders: by name, where requests may name files:
-    "slots" (prompt caches), "adapters", "weights"; a folder that is absent closes what would use it.
+    is dropped. prefix: what stands before every path.
     """
 
     host: str = "127.0.0.1"
@@ -34,9 +31,3 @@ class ServeSettings:
     write_timeout_s: float = 600.0
     ping_interval_s: float = 30.0
     prefix: str = ""
-    shows_slots: bool = True
-    shows_metrics: bool = False
-    shows_pages: bool = True
-    changes_props: bool = False
-    folders: Mapping[str, Path] = field(default_factory=dict)
-    data_folder: Path | None = None

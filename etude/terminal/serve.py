@@ -25,12 +25,6 @@ from etude.terminal.options import Options
 from etude.terminal.pull import fetch
 from etude.terminal.sampling import read_text, sampling_params
 
-FOLDERS = {
-    "slots": "slot_save_path",
-    "adapters": "adapters_dir",
-    "weights": "weights_dir",
-    "runs": "runs_dir",
-}
 KEEP_ALIVE_S = 75
 BACKLOG = 2048
 
@@ -127,24 +121,16 @@ def settings_of(options: Options) -> ServeSettings:
     prefix = options["api_prefix"].rstrip("/")
     if prefix and not prefix.startswith("/"):
         raise options.error("api_prefix", f"got {options['api_prefix']!r}, it must begin with /")
-    folders = {name: folder(options, key) for name, key in FOLDERS.items() if options[key] is not None}
     return ServeSettings(
         host=options["host"],
         port=options["port"],
         api_keys=api_keys(options),
-        admin_keys=words(options["admin_key"]),
         cors_origins=words(options["cors_origins"]),
         max_queue=options["max_queue"],
         max_body_bytes=options["max_body_mb"] << 20,
         write_timeout_s=float(options["timeout"]),
         ping_interval_s=float(options["sse_ping_interval"]),
         prefix=prefix,
-        shows_slots=options["slots"],
-        shows_metrics=options["metrics"],
-        shows_pages=options["ui"],
-        changes_props=options["props"],
-        folders=folders,
-        data_folder=None if options["data_dir"] is None else Path(options["data_dir"]),
     )
 
 

@@ -60,31 +60,12 @@ KEYS = Group(
              "user of this machine; better in the variable or a file)", filled, "KEYS", env="LLAMA_API_KEY"),
         Flag(("--api-key-file",), "api_key_file", "file with a key in each line", filled, "FILE",
              env="LLAMA_ARG_API_KEY_FILE"),
-        Flag(("--admin-key",), "admin_key", "keys that open the routes which change weights and adapters",
-             filled, "KEYS", env="ETUDE_ADMIN_KEY"),
     ),
 )  # fmt: skip
 
 ROUTES = Group(
     "What it offers",
     (
-        Flag(("--metrics",), "metrics", "/metrics, for Prometheus", default=False,
-             env="LLAMA_ARG_ENDPOINT_METRICS"),
-        Flag(("--slots",), "slots", "/slots, which shows what runs (default: yes)", default=True,
-             off=("--no-slots",), env="LLAMA_ARG_ENDPOINT_SLOTS"),
-        Flag(("--props",), "props", "POST /props, which changes settings", default=False,
-             env="LLAMA_ARG_ENDPOINT_PROPS"),
-        Flag(("--ui", "--webui"), "ui", "the pages (default: yes)", default=True,
-             off=("--no-ui", "--no-webui"), env="LLAMA_ARG_UI"),
-        Flag(("--slot-save-path",), "slot_save_path", "folder for prompt caches that requests save by name",
-             filled, "FOLDER"),
-        Flag(("--adapters-dir",), "adapters_dir", "folder with LoRA adapters that requests may load by name",
-             filled, "FOLDER"),
-        Flag(("--weights-dir",), "weights_dir", "folder with weights that a trainer may load by name", filled,
-             "FOLDER"),
-        Flag(("--runs-dir",), "runs_dir", "folder with run folders, for the run pages", filled, "FOLDER"),
-        Flag(("--data-dir",), "data_dir", "where conversations are kept (default: in the user's data folder)",
-             filled, "FOLDER"),
         Flag(("--prefill-assistant",), "prefill_assistant", "continue an assistant's message at the end of a "
              "conversation (default: yes)", default=True, off=("--no-prefill-assistant",),
              env="LLAMA_ARG_PREFILL_ASSISTANT"),
@@ -111,6 +92,7 @@ MACHINE = replace(flags.MACHINE, flags=tuple(flag for flag in flags.MACHINE.flag
 _YES, _NO = ("", *TRUE_WORDS), ("", *FALSE_WORDS)
 _PAGES = "the pages are built in and cannot be set up from the command line"
 _AGENT = "the server runs no tools; a client does"
+_NOT_YET = "this server does not have that route yet"
 REFUSED = (
     *(each for each in refused.RUNNING if "-np" not in each.names),
     Refusal(("-cb", "--cont-batching"), "requests always run together", ("LLAMA_ARG_CONT_BATCHING",), _YES),
@@ -134,6 +116,11 @@ REFUSED = (
             ("LLAMA_ARG_THREADS_HTTP",), (), 1),
     Refusal(("--ssl-key-file", "--ssl-cert-file"), "TLS is a proxy's affair: put nginx or Caddy before it",
             ("LLAMA_ARG_SSL_*",), (), 1),
+    Refusal(("--metrics", "--props", "--slots", "--slot-save-path"), _NOT_YET,
+            ("LLAMA_ARG_ENDPOINT_*",), FALSE_WORDS),
+    Refusal(("--no-slots",), "", (), ("",)),
+    Refusal(("--ui", "--webui"), "there is no page to chat in yet", ("LLAMA_ARG_UI",), FALSE_WORDS),
+    Refusal(("--no-ui", "--no-webui"), "", (), ("",)),
     Refusal(("--path", "--ui-config", "--webui-config", "--ui-config-file", "--webui-config-file"), _PAGES,
             ("LLAMA_ARG_STATIC_PATH", "LLAMA_ARG_UI_CONFIG*"), (), 1),
     Refusal(("--tools", "--tools-runtime", "--mcp-servers-config", "--mcp-servers-json", "--agent",
@@ -150,7 +137,7 @@ REFUSED = (
 
 SERVE = Verb(
     "serve",
-    "an OpenAI-compatible server, and a page to chat in",
+    "an OpenAI-compatible server",
     "etude serve [MODEL …] [flags]",
     (
         *(MODELS, LISTEN, KEYS, ROUTES, LIMITS, TEMPLATE),
@@ -167,7 +154,7 @@ It listens on this machine only; with --host 0.0.0.0 give it --api-key too. Ctrl
 finish and then ends; a second one ends at once.
 
     etude serve
-    etude serve model.gguf --port 9000 -c 4096 --metrics
+    etude serve model.gguf --port 9000 -c 4096
     etude serve small=model.gguf large=other.gguf --models-max 1 --sleep-idle-seconds 300
 
 Each flag with a name in [brackets] can also be given by that environment variable; the flag wins. Flags of

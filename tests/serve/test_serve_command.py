@@ -88,10 +88,10 @@ def options_of(*argv: str, **environ: str) -> Any:
 def test_flags_become_settings(tiny: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("one\n\ntwo\n")
-    options = options_of("--api-key", "a, b", "--api-key-file", str(keys), "--api-prefix", "/x/", "--metrics")
+    options = options_of("--api-key", "a, b", "--api-key-file", str(keys), "--api-prefix", "/x/")
     settings = settings_of(options)
     assert settings.api_keys == ("a", "b", "one", "two") and settings.prefix == "/x"
-    assert settings.host == "127.0.0.1" and settings.cors_origins == () and settings.shows_metrics
+    assert settings.host == "127.0.0.1" and settings.cors_origins == ()
     assert settings_of(options_of(LLAMA_API_KEY="z", LLAMA_ARG_HOST="::1")).api_keys == ("z",)
     specs = specs_of(options_of(str(tiny), f"second={tiny}", "--alias", "first", "--offline"))
     assert [spec.name for spec in specs] == ["first", "second"] and specs[0].aliases == ("tiny",)
