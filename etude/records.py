@@ -171,7 +171,7 @@ class Event:
 @dataclass(frozen=True)
 class Completion:
     """A finished completion; fields as in `Event`. `text` is a view of the ids, cut before a stop string.
-    n_cached: prompt tokens that were found in the cache."""
+    n_cached: prompt tokens that were found in the cache; not compared, as it says nothing of the answer."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -184,7 +184,7 @@ class Completion:
     top_logprobs: tuple[TopLogprobs, ...] = ()
     prompt_logprobs: tuple[float | None, ...] | None = None
     prompt_top_logprobs: tuple[TopLogprobs, ...] | None = None
-    n_cached: int = 0
+    n_cached: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
