@@ -111,7 +111,8 @@ class _Writer:
 
     def text(self, text: str) -> str:
         """Exactly this text; tokens that text cannot spell by their ids."""
-        parts, at = [], 0
+        parts: list[str] = []
+        at = 0
         for found in self._specials.finditer(text) if self._specials else ():
             parts += [text[at : found.start()], f"<[{self._special_ids[found.group()]}]>"]
             at = found.end()

@@ -19,6 +19,8 @@ from etude.model.chat import ChatTemplate, ChatTemplateError
 from etude.model.tool_formats import GENERIC, ToolFormat, tool_format_of
 from etude.records import EtudeError, Message
 
+Form = Literal["text", "object"]
+FORMS: tuple[Form, ...] = ("text", "object")
 KEY, VALUE, RESULT, SYSTEM = "etude_key", "etude_value", "etude_result", "etude_system"
 PROBE_ID = "etude0001"
 PROBE_TOOL = {
@@ -43,7 +45,7 @@ class ToolPrompt:
 
     format: ToolFormat
     tools: bool
-    calls: Literal["text", "object"] | None
+    calls: Form | None
     mixed: bool
     null_content: bool
     results: bool
@@ -144,7 +146,7 @@ def tool_prompt_of(template: ChatTemplate) -> ToolPrompt:
     )
 
 
-def _probe_call(calls: Literal["text", "object"], content: str | None) -> Message:
+def _probe_call(calls: Form, content: str | None) -> Message:
     arguments: Any = {KEY: VALUE}
     if calls == "text":
         arguments = json.dumps(arguments)
@@ -152,10 +154,10 @@ def _probe_call(calls: Literal["text", "object"], content: str | None) -> Messag
     return Message("assistant", content or "", tool_calls=(call,), extra={"content": content})
 
 
-def _call_form(template: ChatTemplate) -> tuple[Literal["text", "object"] | None, bool]:
+def _call_form(template: ChatTemplate) -> tuple[Form | None, bool]:
     """(what arguments have to be, whether missing content has to be None). Text comes first: it is rendered
     as the model wrote it."""
-    for calls in ("text", "object"):
+    for calls in FORMS:
         with_empty, with_null = _with_call(template, calls, ""), _with_call(template, calls, None)
         empty, null = _has_call(with_empty), _has_call(with_null)
         if empty or null:
@@ -164,7 +166,7 @@ def _call_form(template: ChatTemplate) -> tuple[Literal["text", "object"] | None
     return None, False
 
 
-def _with_call(template: ChatTemplate, calls: Literal["text", "object"], content: str | None) -> str | None:
+def _with_call(template: ChatTemplate, calls: Form, content: str | None) -> str | None:
     return _rendered(template, [Message("user", "x"), _probe_call(calls, content)], prompt=False)
 
 
@@ -175,7 +177,7 @@ def _has_call(text: str | None) -> bool:
     return f"'{KEY}'" not in text and f'\\"{KEY}' not in text
 
 
-def _takes_results(template: ChatTemplate, calls: Literal["text", "object"]) -> bool:
+def _takes_results(template: ChatTemplate, calls: Form) -> bool:
     result = Message("tool", RESULT, extra={"tool_call_id": PROBE_ID, "name": "etude_tool"})
     for content in ("", None):
         text = _rendered(template, [Message("user", "x"), _probe_call(calls, content), result])
