@@ -114,15 +114,15 @@ def test_a_healthy_run_is_left_in_peace() -> None:
     assert findings_of([{"step": 0, "eval/accuracy": 0.3}, *rows]) == []
 
 
-REAL: dict[str, list[tuple[int, str]]] = {"demo-f16": [], "demo-q8_0": [(36, "mismatch")]}
+REAL: dict[str, list[tuple[int, str]]] = {"demo-f32": [], "demo-q8_0": [(36, "mismatch")]}
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_a_real_run_that_learns_is_left_in_peace(name: str) -> None:
     """`etude grpo examples/demo.toml --sampling.weight_type …` on SmolLM2-135M, its metrics.jsonl less times
     and rates. Entropy falls to a tenth and less, most answers are cut off at first, the best of a group gets
-    worse, accuracy goes from 0 to 89 %. (demo-f16 was stopped after step 15.) What is named is true: int8
-    products leave k3 above 0.01 for three steps near the end."""
+    worse, accuracy goes from 0 to 87 and 89 %. What is named is true: int8 products leave k3 above 0.01 for
+    three steps near the end."""
     text = (Path(__file__).parents[1] / "data" / "metrics" / f"{name}.jsonl").read_text()
     assert findings_of([json.loads(line) for line in text.splitlines()]) == REAL[name]
 
