@@ -168,8 +168,6 @@ class Driver:
         inbox = self._inboxes.get(event.request_id, self._public)
         if inbox.only_ends and event.finish is None:
             return
-        if inbox.only_ends and event.finish is None:
-            return
         if inbox.arrived is None:
             inbox.events.append(event)
         else:

@@ -1,4 +1,4 @@
-"""Who may ask: API keys, the separate admin keys, and an id for every request.
+"""Who may ask: API keys, and an id for every request.
 
 Plain ASGI, so that streams pass through untouched. Keys are compared in constant time, all of them each time:
 how long a refusal takes says nothing about any.
@@ -16,9 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from etude.serve.errors import ApiError
 from etude.serve.settings import ServeSettings
 
-PUBLIC = frozenset({"/", "/health", "/v1/health", "/liveness", "/openapi.json", "/favicon.ico"})
-PUBLIC_UNDER = ("/assets/",)
-ADMIN = ("/admin/", "/pause", "/resume", "/update_weights", "/load_lora_adapter", "/unload_lora_adapter")
+PUBLIC = frozenset({"/health", "/v1/health", "/openapi.json"})
 MAX_ID = 128
 
 
@@ -38,7 +36,7 @@ def is_one_of(key: str | None, keys: tuple[str, ...]) -> bool:
 
 
 class KeyCheck:
-    """Lets a request through, or answers 401 or 403."""
+    """Lets a request through, or answers 401."""
 
     def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
         self._app = app
@@ -55,15 +53,7 @@ class KeyCheck:
         settings = self._settings
         path = scope["path"].removeprefix(settings.prefix)
         key = key_of(Headers(scope=scope))
-        if path.startswith(ADMIN):
-            if not settings.admin_keys:
-                return ApiError(403, "this route changes the server; start it with --admin-key to open it")
-            if is_one_of(key, settings.admin_keys):
-                return None
-            return ApiError(401, "this route needs the admin key", code="invalid_api_key")
-        if not settings.api_keys or path in PUBLIC or path.startswith(PUBLIC_UNDER):
-            return None
-        if is_one_of(key, settings.api_keys + settings.admin_keys):
+        if not settings.api_keys or path in PUBLIC or is_one_of(key, settings.api_keys):
             return None
         return ApiError(401, "Invalid API Key", code="invalid_api_key")
 

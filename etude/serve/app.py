@@ -1,8 +1,7 @@
 """The application: all routes, and what stands before them: keys, CORS, request ids, errors as JSON.
 
 A route module has ROUTES, a list of Route, and OPERATIONS, what the OpenAPI document says of them; it is in
-ROUTE_MODULES and nowhere else. Paths that need no key are
-PUBLIC; those that need an admin key begin with one of ADMIN.
+ROUTE_MODULES and nowhere else. Paths that need no key are access.PUBLIC.
 """
 
 from __future__ import annotations

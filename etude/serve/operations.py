@@ -10,14 +10,13 @@ from pydantic import BaseModel
 
 @dataclass(frozen=True)
 class Operation:
-    """One method of one path. body: what is read. streams: the answer may be events. admin: it needs the
-    admin key. public: it needs none. query: names of parameters after the question mark."""
+    """One method of one path. body: what is read. streams: the answer may be events. public: it needs
+    no key. query: names of parameters after the question mark."""
 
     method: Literal["get", "post", "delete"]
     path: str
     summary: str
     body: type[BaseModel] | None = None
     streams: bool = False
-    admin: bool = False
     public: bool = False
     query: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """What the server was told at its start: where it listens, who may ask, how much it takes.
 
-Models and how to sample from them are the pool's (models.py). Defaults are safe: loopback only, no CORS, no
-administration without a key of its own, bodies and lines of bounded size.
+Models and how to sample from them are the pool's (models.py). Defaults are safe: loopback only, no CORS,
+bodies and lines of bounded size.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """api_keys: one of them opens everything but the admin routes; none: open. admin_keys: none: those routes
-    are closed. cors_origins: web pages of other hosts that may ask; "*" is any. max_queue: completions that
-    run or wait at once, more are refused with 429. write_timeout_s: a client that takes nothing for so long
-    is dropped. prefix: what stands before every path.
+    """api_keys: one of them opens everything; none: open. cors_origins: web pages of other hosts that may
+    ask; "*" is any. max_queue: completions that run or wait at once, more are refused with 429.
+    write_timeout_s: a client that takes nothing for so long is dropped. prefix: what stands before every
+    path.
     """
 
     host: str = "127.0.0.1"
     port: int = 8080
     api_keys: tuple[str, ...] = ()
-    admin_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     max_queue: int = MAX_QUEUE
     max_body_bytes: int = MAX_BODY_BYTES
