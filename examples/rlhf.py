@@ -1,4 +1,4 @@
-"""RLHF from end to end: SFT → reward model → PPO against that reward model, on two cores in ten minutes.
+"""RLHF from end to end: SFT → reward model → PPO against that reward model.
 
     python examples/rlhf.py                Ctrl-C stops it, and the same command goes on with it
 

@@ -88,6 +88,7 @@ class TextRunSettings:
     checkpoint_every: int | None = None
     keep_last: int = 2
     final: Literal["folder", "gguf", "none"] = "folder"
+    tracker: Literal["tensorboard", "trackio", "wandb"] | None = None
 
     def of_steps(self, steps: int) -> RunSettings:
         return RunSettings(
@@ -99,6 +100,7 @@ class TextRunSettings:
             keep_last=self.keep_last,
             rollouts_every=0,
             final=self.final,
+            tracker=self.tracker,
         )
 
 
