@@ -4,6 +4,9 @@
 #   make test         lint, types, tests (pulls both test models)
 #   make lint         ruff and mypy alone
 #   make bench        speed beside llama.cpp:  make bench ARGS="--llama-bin DIR --json FILE"
+#   make web          build the chat page and the run pages into etude/serve/web (needs node >= 20)
+#   make test-web     types and unit tests of the pages, and whether the built ones are built from them
+#   make test-browser every feature of the pages, in a real Chromium against a real server
 #   make test-peers   make the stored outputs of other programs anew, and compare (builds them: half an hour)
 #   make clean        remove what was built; models stay in the cache folder
 #
@@ -20,7 +23,7 @@ NATIVE := CMakeLists.txt $(wildcard etude/kernels/*.cpp etude/kernels/*.h)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint test-peers bench clean
+.PHONY: demo test lint web test-web test-browser test-peers bench clean
 
 demo: $(VENV)/.built
 	@$(BIN)/etude pull smollm2-135m >/dev/null
@@ -41,12 +44,30 @@ test-peers: $(VENV)/.built
 	@$(BIN)/etude pull gemma3-270m >/dev/null
 	$(BIN)/python -m tests.peers $(ARGS)
 
+web: web/node_modules/.installed
+	cd web && npm run --silent build
+
+test-web: web/node_modules/.installed
+	cd web && npm run --silent check && npm test --silent && npm run --silent committed
+
+# Chromium is Debian's: where it is missing, and apt-get may be used, it is installed.
+test-browser: $(VENV)/.built web/node_modules/.installed
+	@command -v $${CHROMIUM:-chromium} >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } || \
+	  { echo "this test needs Chromium: install it, or name it in CHROMIUM" >&2; exit 1; }
+	@$(BIN)/etude pull smollm2-135m >/dev/null
+	node --test --test-concurrency=1 $(ARGS) tests/browser/*.test.mjs
+
 bench: $(VENV)/.built
 	$(BIN)/python bench/engine_vs_llama_cpp.py $(ARGS)
 
 clean:
-	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist web/node_modules $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find etude tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+web/node_modules/.installed: web/package-lock.json
+	@command -v npm >/dev/null || { echo "this needs node >= 20 and npm" >&2; exit 1; }
+	cd web && npm ci --silent
+	@touch $@
 
 # Built in place without isolation: the second build compiles only what changed.
 $(VENV)/.built: pyproject.toml $(NATIVE) | $(VENV)/.created
