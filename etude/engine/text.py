@@ -18,13 +18,19 @@ class TextCutter:
     """Cuts a stream of tokens before the first stop string. Text that may be the start of one is held back.
 
     When two stop strings end in the same token, the one that begins first wins, as in llama.cpp.
+    stopped_by: the one that was found.
     """
 
     def __init__(self, stream: TextStream, stops: Sequence[str] = ()) -> None:
-        self.stopped = False
+        self.stopped_by: str | None = None
         self._stream = stream
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the text."""
+        return self.stopped_by is not None
 
     def push(self, token_id: int) -> str:
         """The text that has become certain by this token."""
@@ -43,10 +49,10 @@ class TextCutter:
         if not self._stops:
             return text
         self._held += text
-        starts = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        starts = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if starts:
-            self.stopped = True
-            return self._release(min(starts))
+            first, self.stopped_by = min(starts)
+            return self._release(first)
         return self._release(len(self._held) - self._open_stop())
 
     def _release(self, length: int) -> str:

@@ -49,6 +49,11 @@ class Writing:
         self._stop_ids = request.params.stop_token_ids
         self._cutter = TextCutter(model.engine.tokenizer.stream(special), request.params.stop)
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended it."""
+        return self._cutter.stopped_by
+
     def take(self, event: Event, now_s: float) -> str:
         """The text that an event makes certain."""
         if event.token_ids and not self.n_tokens:
