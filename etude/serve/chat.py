@@ -54,7 +54,7 @@ class ChatWork:
     def make(self, model: ServedModel) -> list[Request]:
         """The request for the engine. In a thread: templates and grammars take their time."""
         asked = self.asked
-        self.prompt = prompt = self._prompt(model)
+        self.prompt = prompt = self.render(model)
         limit = asked.max_completion_tokens if asked.max_completion_tokens is not None else asked.max_tokens
         params = params_of(
             asked, model.defaults.params, model.engine.tokenizer, max_tokens=limit, logprobs=self.n_top or 0
@@ -71,7 +71,8 @@ class ChatWork:
             )
         return [engine_request(asked, model, prompt.ids, params, asked.n or asked.n_cmpl or 1, form or calls)]
 
-    def _prompt(self, model: ServedModel) -> ChatPrompt:
+    def render(self, model: ServedModel) -> ChatPrompt:
+        """The conversation as the model reads it."""
         asked = self.asked
         messages, tools = prepared(model, messages_of(asked.messages), self.tools)
         prompt = chat_prompt(

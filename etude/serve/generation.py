@@ -26,10 +26,11 @@ from etude.serve.types_openai import StreamOptions
 class Delta:
     """What was added to a choice. Per-token fields have equal length (top_logprobs: or none). completion: the
     whole, with the last delta. text: without the token that ended it, nor what may yet become a stop
-    string."""
+    string. pieces: the text that each token made certain; what the end set free besides is in `text` only."""
 
     choice: int
     text: str = ""
+    pieces: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     raw_logprobs: list[float] = field(default_factory=list)
@@ -132,7 +133,10 @@ class Generation:
         delta = self._pending.get(choice)
         if delta is None:
             delta = self._pending[choice] = Delta(choice)
-        delta.text += self.writings[choice].take(event, now_s)
+        text = self.writings[choice].take(event, now_s)
+        delta.text += text
+        if event.token_ids:
+            delta.pieces += [""] * (len(event.token_ids) - 1) + [text]
         delta.token_ids += event.token_ids
         delta.logprobs += event.logprobs
         delta.raw_logprobs += event.raw_logprobs
@@ -161,6 +165,10 @@ class Generation:
         async for _ in self.deltas():
             pass
         return [writing.completion for writing in self.writings if writing.completion is not None]
+
+    def stop(self, choice: int) -> None:
+        """End a choice, and the others of its prompt, before the next step; its last delta still comes."""
+        self.model.engine.abort(self._running[choice // self.n])
 
     def close(self) -> None:
         """End what still runs. May be called again."""
@@ -203,18 +211,27 @@ class Generation:
         follows = options is not None and options.include_usage
         return {"timings": self.timings()} if always or (is_last and not follows) else {}
 
-    def timings(self) -> dict[str, Any]:
-        """llama.cpp's timings object. The prompt's time ends with the first token."""
-        firsts = [writing.first_s for writing in self.writings if writing.n_tokens]
-        last_s = max((writing.last_s for writing in self.writings), default=0.0) or time.perf_counter()
-        first_s = min(firsts, default=last_s)
-        n_read = max(self.n_prompt - self.n_cached, 0)
-        prompt = _rate("prompt", n_read, 1e3 * (first_s - self.started_s))
-        return (
-            {"cache_n": self.n_cached}
-            | prompt
-            | _rate("predicted", self.n_predicted, 1e3 * (last_s - first_s))
-        )
+    def timings(self, choice: int | None = None, n_predicted: int | None = None) -> dict[str, Any]:
+        """llama.cpp's timings object, of everything or of one choice, of which only `n_predicted` tokens
+        count. The prompt's time ends with the first token, which costs no step of its own: the rate is that
+        of the others."""
+        writings = self.writings if choice is None else [self.writings[choice]]
+        begun = [writing for writing in writings if writing.n_tokens]
+        last_s = max((writing.last_s for writing in writings), default=0.0) or time.perf_counter()
+        first_s = min((writing.first_s for writing in begun), default=last_s)
+        n_prompt, n_cached = (self.n_prompt, self.n_cached) if choice is None else self._prompt_of(choice)
+        n = self.n_predicted if n_predicted is None and choice is None else n_predicted
+        n = writings[0].n_tokens if n is None else n
+        n_read = max(n_prompt - n_cached, 0)
+        prompt = _rate("prompt", n_read, n_read, 1e3 * (first_s - self.started_s))
+        steps = max(n - len(begun), 0)
+        return {"cache_n": n_cached} | prompt | _rate("predicted", n, steps, 1e3 * (last_s - first_s))
+
+    def _prompt_of(self, choice: int) -> tuple[int, int]:
+        """(tokens, of them cached) of the prompt that a choice answers."""
+        at = choice // self.n
+        completion = self.writings[at * self.n].completion
+        return len(self.requests[at].prompt_ids), 0 if completion is None else completion.n_cached
 
 
 def _arrived(
@@ -226,10 +243,10 @@ def _arrived(
     put(take, (time.perf_counter(), event))
 
 
-def _rate(name: str, n: int, ms: float) -> dict[str, Any]:
+def _rate(name: str, n: int, n_timed: int, ms: float) -> dict[str, Any]:
     return {
         f"{name}_n": n,
         f"{name}_ms": ms,
-        f"{name}_per_token_ms": ms / n if n else 0.0,
-        f"{name}_per_second": 1e3 * n / ms if n and ms > 0 else 0.0,
+        f"{name}_per_token_ms": ms / n_timed if n_timed else 0.0,
+        f"{name}_per_second": 1e3 * n_timed / ms if n_timed and ms > 0 else 0.0,
     }
