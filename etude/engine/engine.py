@@ -43,7 +43,8 @@ from etude.records import Completion, EtudeError, Event, FinishedEvent, Request,
 
 
 class Engine:
-    """A model that runs. tokenizer; chat: its chat template, None for a base model; config: what it is."""
+    """A model that runs. tokenizer; chat: its chat template, None for a base model; config: what it is;
+    shift_keep: tokens that a context shift keeps (-1: the prompt), None where contexts are not shifted."""
 
     def __init__(self, model: LoadedModel, cache: CacheSettings, run: RunSettings) -> None:
         plan = plan_cache(model, cache, shifts=run.context_shift)
@@ -56,6 +57,7 @@ class Engine:
         self.context = plan.context
         self.step_tokens = limits.step_tokens
         self.max_sequences = limits.max_sequences
+        self.shift_keep = limits.shift_keep
         self.page_tokens = cache.page_tokens
         self.cache_types = (cache.type_k, cache.type_v)
         self.cache_bytes = plan.n_pages * plan.page_bytes
