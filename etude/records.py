@@ -171,7 +171,9 @@ class Event:
 @dataclass(frozen=True)
 class Completion:
     """A finished completion; fields as in `Event`. `text` is a view of the ids, cut before a stop string.
-    n_cached: prompt tokens that were found in the cache; not compared, as it says nothing of the answer."""
+    n_cached: prompt tokens that were found in the cache; not compared, as it says nothing of the answer.
+    weights_version: of the weights that drew the first token. new_weights: where the weights were changed
+    while it was written, (how many tokens it had, the version from then on)."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -185,6 +187,7 @@ class Completion:
     prompt_logprobs: tuple[float | None, ...] | None = None
     prompt_top_logprobs: tuple[TopLogprobs, ...] | None = None
     n_cached: int = field(default=0, compare=False)
+    new_weights: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -390,6 +390,11 @@ class EngineCore:
         self.weights_version = version
         for group in self._groups.values():
             group.namespace = (version, group.adapter_key)
+            if group.adapter_version is None:
+                group.renewed = version
+        for sequence in self.scheduler.waiting:  # nothing runs now
+            if sequence.group.adapter_version is None:
+                sequence.renew(version)
         apply()
 
     def add_adapter(self, name: str, native: Adapter, version: int | None = None) -> None:

@@ -5,7 +5,8 @@ The others sleep until their own inbox has something, or until the driver leaves
 So a program with one caller pays for nothing, and threads, asyncio and plain `step()` mix. For asyncio a
 background thread is one more caller, started when it is first needed.
 
-A step is never interrupted halfway: Ctrl-C is kept back until its end.
+A step is never interrupted halfway: Ctrl-C is kept back until its end. While the driver is paused nobody
+steps: what runs stays where it is, and what is done between steps is still done.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ class Driver:
         self._sleeping: list[Inbox] = []
         self._failure: BaseException | None = None
         self._background: _Background | None = None
+        self._going = threading.Event()
+        self._going.set()
 
     def submit(self, reader: Sequence, inbox: Inbox | None = None) -> int:
         """Put a prepared request in line before the next step; its events go to `inbox`, or to `step`."""
@@ -93,23 +96,39 @@ class Driver:
             self._obey()
             return action()
 
+    def pause(self) -> None:
+        """No step begins from now on; returns when the one that runs has ended. `wait` waits for `resume`."""
+        self._going.clear()
+        with self._wheel():
+            pass
+
+    def resume(self) -> None:
+        """Let steps run again."""
+        self._going.set()
+        if self._background is not None:
+            self._background.wake.set()
+
     def step(self) -> list[Event]:
-        """The events that have arrived from steps of other callers, or else those of one step."""
+        """The events that have arrived from steps of other callers, or else those of one step; none is run
+        while paused.
+        """
         with self._wheel(self._public) as drives:
-            if drives:
+            if drives and self._going.is_set():
                 self._advance()
         return _take(self._public)
 
     def wait(self, inbox: Inbox) -> list[Event]:
         """Events of an inbox that expects some; runs steps, or sleeps while somebody else does."""
         while not inbox.events:
+            self._going.wait()
             with self._wheel(inbox) as drives:
-                while drives and not inbox.events:
+                while drives and not inbox.events and self._going.is_set():
                     self._advance()
         return _take(inbox)
 
     def close(self) -> None:
         """Let nobody step any more."""
+        self._going.set()
         if self._background is not None:
             self._background.stop()
         if self._failure is None:
@@ -208,11 +227,11 @@ class Driver:
         self._background.wake.set()
 
     def run_background(self, stopped: Callable[[], bool]) -> None:
-        """Drive, or let others, as long as there is background work."""
+        """Drive, or let others, as long as there is background work and no pause."""
         turn = Inbox()
-        while self.has_background_work and not stopped():
+        while self.has_background_work and self._going.is_set() and not stopped():
             with self._wheel(turn) as drives:
-                if drives:
+                if drives and self._going.is_set():
                     self._advance()
 
 

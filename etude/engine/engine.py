@@ -34,8 +34,9 @@ from etude.engine.loader import (
     plan_cache,
 )
 from etude.engine.prompting import Piece, Pieces, Prompt, ids_of, request_of
-from etude.engine.weights import native_adapter, read_update, set_update
+from etude.engine.weights import Weight, native_adapter, read_files, read_update, set_update, set_weight
 from etude.kernels import _native
+from etude.model.checkpoint import MatrixWeights, open_source
 from etude.model.lora import LoraWeights, read_lora
 from etude.model.pull import resolve
 from etude.model.rope import RopeOverrides
@@ -169,6 +170,16 @@ class Engine:
         left alone.
         """
         self._driver.abort(request_id)
+
+    def pause(self) -> None:
+        """No step begins from now on; what runs stays where it is until `resume`. Returns when the step that
+        runs has ended. Weights and adapters may be changed meanwhile.
+        """
+        self._driver.pause()
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._driver.resume()
 
     def close(self) -> None:
         """Stop. Whoever still waits for something gets an error."""
@@ -315,15 +326,28 @@ class Engine:
 
         All are checked before the first is taken. Nothing cached is used any more. running: what to do with
         requests that are not done: "refuse" to change, "abort" them, or "continue" them from the tokens they
-        have with the new weights (`Completion.weights_version` is the version they began with).
+        have with the new weights (`Completion.new_weights` says where the new ones began).
         """
+        weights = read_update(self.config, self._model, tensors)
+        self._change(lambda: set_update(self._model, weights), version, running)
+
+    def load_weights_from(self, source: str | Path, version: int, *, running: Running = "refuse") -> None:
+        """`load_weights` from a GGUF file or Hugging Face folder of the same model. A GGUF file's matrices
+        keep its types, a folder's become those that the model holds. EtudeError leaves all as it was.
+        """
+        with open_source(source) as files:
+            weights = read_files(self.config, self._model, files)
+
+            def apply() -> None:
+                for weight in weights:
+                    set_weight(self._model, weight)
+
+            self._change(apply, version, running)
+            self.weight_types = _types_of(weights)
+
+    def _change(self, apply: Callable[[], None], version: int, running: Running) -> None:
         if running not in ("refuse", "abort", "continue"):
             raise EtudeError(f"running is {running!r}; it must be 'refuse', 'abort' or 'continue'")
-        weights = read_update(self.config, self._model, tensors)
-
-        def apply() -> None:
-            set_update(self._model, weights)
-
         self._driver.between_steps(lambda: self._core.change_weights(apply, version, running))
 
     def load_adapter(self, name: str, source: str | Path | LoraWeights, version: int | None = None) -> None:
@@ -375,6 +399,11 @@ def _collect(event: Event, results: dict[tuple[int, int], Completion]) -> None:
             raise EtudeError(event.error)
         assert event.completion is not None
         results[event.request_id, event.index] = event.completion
+
+
+def _types_of(weights: Iterable[Weight]) -> tuple[str, ...]:
+    """Types of the matrices, each once."""
+    return tuple(dict.fromkeys(each.type.name for each in weights if isinstance(each, MatrixWeights)))
 
 
 def _async_inbox(only_ends: bool) -> tuple[Inbox, asyncio.Queue[Event | BaseException]]:

@@ -84,6 +84,7 @@ def finished_event(
 
 def _completion(sequence: Sequence, finish: Finish, text: str) -> Completion:
     group = sequence.group
+    first, later = _versions(sequence)
     return Completion(
         text=text,
         token_ids=tuple(sequence.ids),
@@ -91,13 +92,25 @@ def _completion(sequence: Sequence, finish: Finish, text: str) -> Completion:
         raw_logprobs=tuple(sequence.raw_logprobs),
         entropies=tuple(sequence.entropies),
         finish=finish,
-        weights_version=group.weights_version,
+        weights_version=first,
         seed=group.seed,
         top_logprobs=tuple(sequence.tops),
         prompt_logprobs=None if group.scores is None else _optional(group.scores),
         prompt_top_logprobs=tuple(group.scores.tops) if group.scores and group.scores.n_top else None,
         n_cached=group.n_cached or 0,
+        new_weights=later,
     )
+
+
+def _versions(sequence: Sequence) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """The version that drew the first token, and the changes after it that drew any."""
+    first, later = sequence.group.weights_version, []
+    for n_before, version in sequence.renewals:
+        if n_before == 0:
+            first = version
+        elif n_before < len(sequence.ids):
+            later.append((n_before, version))
+    return first, tuple(later)
 
 
 def _optional(scores: PromptScores) -> tuple[float | None, ...]:

@@ -50,7 +50,8 @@ class HiddenRows:
 @dataclass(slots=True, eq=False)
 class Group:
     """A request and what its completions share. n_open: completions that have not ended; n_cached: prompt
-    tokens that were found in the cache, None before it was looked at.
+    tokens that were found in the cache, None before it was looked at. weights_version: when it came; renewed:
+    the latest one that came after it, for those who began later.
     """
 
     id: int
@@ -65,6 +66,7 @@ class Group:
     n_open: int
     adapter_version: int | None = None
     weights_version: int = 0
+    renewed: int | None = None
     namespace: Hashable = None
     scores: PromptScores | None = None
     hidden: HiddenRows | None = None
@@ -93,7 +95,7 @@ class Sequence:
     """One completion. `past` holds the tokens before `ids[n_shifted:]`: the prompt, or after a context shift
     what was kept of it and of the completion (`n_discarded` tokens of both were not). `table[:n_pages]` are
     its pages, the first `n_stored` of them in the tree down to `node`. `order` sorts the batch so that
-    sequences with common pages are neighbours.
+    sequences with common pages are neighbours. `renewals`: (len(ids), version) of each change of weights.
     """
 
     group: Group
@@ -121,9 +123,17 @@ class Sequence:
     swapped: list[bytes] | None = None
     order: bytes = b""
     rank: Rank = (0, 0, 0)
+    renewals: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.n_total = len(self.past)
+        if self.group.renewed is not None:
+            self.renewals.append((0, self.group.renewed))
+
+    def renew(self, version: int) -> None:
+        """Weights of this version write from here on; those that wrote nothing are not told of."""
+        self.renewals = [each for each in self.renewals if each[0] < len(self.ids)]
+        self.renewals.append((len(self.ids), version))
 
     @property
     def is_reader(self) -> bool:

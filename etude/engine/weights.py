@@ -8,6 +8,8 @@ refuses: the model has to be loaded with a `weight_type` to be trained.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from math import isclose
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +18,16 @@ from numpy.typing import NDArray
 from etude.engine.dlpack import values_of
 from etude.kernels import _native
 from etude.kernels.reference_quants import dequantize, quantize
-from etude.model.checkpoint import MatrixWeights, VectorWeights, weight_from_hf
+from etude.model.checkpoint import (
+    HFFolder,
+    MatrixWeights,
+    VectorWeights,
+    config_of,
+    weight_from_hf,
+    weights_of,
+)
 from etude.model.family import ModelConfig
+from etude.model.gguf import GGUFFile
 from etude.model.lora import LoraWeights
 from etude.model.names import Place, place_of_hf
 from etude.model.quants import GGMLType, row_bytes
@@ -135,6 +145,41 @@ def _check_slot(model: Model, weight: MatrixWeights) -> None:
         )
     if kind == GGMLType.Q8_0 and weight.k % 32:
         converted(weight, kind)
+
+
+def read_files(config: ModelConfig, model: Model, source: GGUFFile | HFFolder) -> list[Weight]:
+    """The weights of another file or folder of the same model, all checked and converted, none taken yet;
+    views of the open source where nothing had to be converted.
+
+    A GGUF file's matrices keep its types, which somebody chose; a folder's become those that the model holds.
+    EtudeError for another model, and for types that cannot be converted to.
+    """
+    _check_same(config, config_of(source), str(source.path))
+    weights: list[Weight] = []
+    for weight in weights_of(source, config):
+        if isinstance(weight, MatrixWeights):
+            if isinstance(source, HFFolder):
+                _check_slot(model, weight)
+                kind = GGMLType(model.matrix_type(weight.slot, weight.layer))
+            else:
+                kind = held_type(weight, None)
+            weight = replace(weight, type=kind, data=converted(weight, kind))
+        weights.append(weight)
+    return weights
+
+
+def _check_same(config: ModelConfig, other: ModelConfig, where: str) -> None:
+    """All but the rope, which stays as the model was loaded, and the context. Files hold numbers in f32."""
+    ours, theirs = ({**each.native_arguments(), **vars(each)} for each in (config, other))
+    for name in ("architecture", "tied_embeddings", *config.native_arguments()):
+        if name in ("inv_freqs", "rope_scales", "rope_of_layer"):
+            continue
+        one, two = ours[name], theirs[name]
+        same = isclose(one, two, rel_tol=1e-5) if isinstance(one, float) else np.array_equal(one, two)
+        if not same:
+            raise EtudeError(
+                f"{where}: {name} is {two}, of the running model {one}: new weights must be of the same model"
+            )
 
 
 def set_update(model: Model, weights: Iterable[Weight]) -> None:

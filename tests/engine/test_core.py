@@ -214,6 +214,7 @@ def test_new_weights_while_requests_run():
     done = drain(core)
     for index in range(2):
         ids = done[a, index].token_ids
+        assert (done[a, index].weights_version, done[a, index].new_weights) == (0, ((5, 1),))
         assert list(ids[:5]) == alone(item, index)[0][:5]
         rest = request([*range(1, 20), *ids[:5]], max_tokens=15)
         assert list(ids[5:]) == alone(rest, index, weights=1)[0]
@@ -223,6 +224,27 @@ def test_new_weights_while_requests_run():
     assert core.counters.reused_tokens == reused + 16  # of what was computed after the change
     set_weights(core, 2, "abort")
     assert {completion.finish for completion in drain(core).values()} == {"abort"}
+
+
+def test_completions_say_where_new_weights_began():
+    """Changes that wrote nothing leave no trace, nor do those before the first token or of an adapter that
+    has a version of its own."""
+    core = new_core(max_sequences=2)
+    core.add_adapter("own", FakeAdapter(1), version=50)
+    item = request(range(1, 20), n=3, max_tokens=8)
+    (a, own) = submit(core, item, request([1], max_tokens=30, adapter="own"))
+    for _ in range(3):
+        core.step()
+    for version in (1, 2):  # two of three have begun
+        set_weights(core, version, "continue")
+    for _ in range(2):
+        core.step()
+    set_weights(core, 3, "continue")
+    done = drain(core)
+    assert done[a, 0].new_weights[0] == (3, 2) and done[a, 0].weights_version == 0
+    assert done[a, 0].new_weights[-1][1] == 3 and len(done[a, 0].new_weights) == 2
+    assert (done[a, 2].weights_version, done[a, 2].new_weights) == (3, ())
+    assert (done[own, 0].weights_version, done[own, 0].new_weights) == (50, ())
 
 
 # ── context shift ──

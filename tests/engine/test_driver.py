@@ -6,6 +6,7 @@ import asyncio
 import gc
 import signal
 import threading
+import time
 import weakref
 
 import pytest
@@ -154,6 +155,41 @@ def test_interrupts_wait_for_the_end_of_the_step():
     for _ in range(9):
         ids += [token for event in driver.step() for token in event.token_ids]
     assert ids == alone(item)[0], "the interrupted step's event was not lost"
+
+
+def test_a_pause_stops_all_who_drive_and_loses_nothing():
+    """The background, a thread that waits, and plain steps; what is done between steps is done meanwhile."""
+    driver = Driver(new_core(n_pages=60))
+    step = driver.core._decoder.step
+
+    def slow(**given):
+        time.sleep(0.001)
+        return step(**given)
+
+    driver.core._decoder.step = slow
+    background, waited = request([1, 2], max_tokens=100), request([3], max_tokens=90)
+    found: dict[str, tuple] = {}
+
+    async def main() -> tuple:
+        running = asyncio.ensure_future(run_async(driver, background))
+        thread = threading.Thread(target=lambda: found.update(waited=run(driver, waited)))
+        thread.start()
+        while driver.core.counters.drawn_tokens < 10:
+            await asyncio.sleep(0)
+        await asyncio.to_thread(driver.pause)
+        drawn = driver.core.counters.drawn_tokens
+        assert driver.step() == [] and await asyncio.to_thread(driver.between_steps, lambda: 7) == 7
+        await asyncio.sleep(0.05)
+        assert driver.core.counters.drawn_tokens == drawn and thread.is_alive() and not running.done()
+        driver.resume()
+        result = await running
+        await asyncio.to_thread(thread.join, 30)
+        return result
+
+    assert asyncio.run(main()).token_ids == tuple(alone(background)[0])
+    assert found["waited"].token_ids == tuple(alone(waited)[0])
+    driver.pause()
+    driver.close()  # does not wait for a resume
 
 
 def test_failure_is_told_to_everybody():

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from etude.engine.engine import Engine
+from etude.model.checkpoint import HFFolder, config_of
 from etude.model.lora import LoraWeights, LowRank
 from etude.model.names import Place
 from etude.records import EtudeError, Request, SamplingParams
 from tests.engine.test_weights import tensors_of
 from tests.engine.tiny import GREEDY, PROMPT, open_tiny
+from tests.model.tiny_models import FIXTURES, write_twin
 
 # ── context shift ──
 
@@ -61,6 +63,47 @@ def test_weights_change_in_place() -> None:
         engine.load_weights(iter(tensors.items()), version=4)
         again = engine.generate([PROMPT], GREEDY)[0][0]
         assert (again.token_ids, again.raw_logprobs) == (before.token_ids, before.raw_logprobs)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_weights_from_files(name: str, tmp_path: Path) -> None:
+    """Of a folder and of its GGUF twin: as if the model had been loaded from them."""
+    folder = FIXTURES / name
+    with HFFolder.open(folder) as source:
+        write_twin(tmp_path / "twin.gguf", source, config_of(source))
+    with open_tiny(name) as engine:
+        before = engine.generate([PROMPT], GREEDY)[0][0]
+        changed = {key: values * np.float32(1.1) for key, values in tensors_of(name).items()}
+        for at, path in enumerate((folder, tmp_path / "twin.gguf")):
+            engine.load_weights(changed.items(), version=1)
+            assert engine.generate([PROMPT], GREEDY)[0][0].raw_logprobs != before.raw_logprobs
+            engine.load_weights_from(path, version=5 + at)
+            again = engine.generate([PROMPT], GREEDY)[0][0]
+            assert (again.token_ids, again.raw_logprobs) == (before.token_ids, before.raw_logprobs)
+            assert engine.weights_version == again.weights_version == 5 + at
+
+
+def test_weights_of_another_model_change_nothing(tiny: Engine, tmp_path: Path) -> None:
+    before = tiny.generate([PROMPT], GREEDY)[0][0]
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
+    for path, message in (
+        (FIXTURES / "qwen3", r"architecture is qwen3, of the running model llama"),
+        (tmp_path / "broken.gguf", "broken.gguf"),
+        (tmp_path, "config.json"),
+        (tmp_path / "none", "none"),
+    ):
+        with pytest.raises(EtudeError, match=message):
+            tiny.load_weights_from(path, version=9)
+    assert tiny.weights_version == 0
+    assert tiny.generate([PROMPT], GREEDY)[0][0].raw_logprobs == before.raw_logprobs
+
+
+def test_a_folder_becomes_what_the_model_holds() -> None:
+    with open_tiny(weight_type="q8_0") as engine:
+        expected = engine.generate([PROMPT], GREEDY)[0][0]
+        engine.load_weights_from(FIXTURES / "llama", version=1)
+        again = engine.generate([PROMPT], GREEDY)[0][0]
+        assert again.raw_logprobs == expected.raw_logprobs and engine.weight_types == ("Q8_0",)
 
 
 def test_broken_weights_are_told(tiny: Engine) -> None:
