@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
@@ -50,6 +50,7 @@ class Server:
         self.totals = Totals()
         self.started_at = time.time()
         self.active: dict[int, Generation] = {}
+        self.known_props: dict[str, dict[str, Any]] = {}  # by model: what is said of it while it sleeps
         self._serials = itertools.count()
         self._n_running = 0
         self._mean_s = 1.0

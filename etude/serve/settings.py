@@ -7,6 +7,7 @@ bodies and lines of bounded size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 MAX_BODY_BYTES = 32 << 20
 MAX_QUEUE = 1024
@@ -18,7 +19,7 @@ class ServeSettings:
     """api_keys: one of them opens everything; none: open. cors_origins: web pages of other hosts that may
     ask; "*" is any. max_queue: completions that run or wait at once, more are refused with 429.
     write_timeout_s: a client that takes nothing for so long is dropped. prefix: what stands before every
-    path.
+    path. slot_folder: where requests may save prompt caches; None: nowhere.
     """
 
     host: str = "127.0.0.1"
@@ -30,3 +31,7 @@ class ServeSettings:
     write_timeout_s: float = 600.0
     ping_interval_s: float = 30.0
     prefix: str = ""
+    shows_slots: bool = True
+    shows_metrics: bool = False
+    changes_props: bool = False
+    slot_folder: Path | None = None

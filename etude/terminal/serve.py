@@ -131,6 +131,10 @@ def settings_of(options: Options) -> ServeSettings:
         write_timeout_s=float(options["timeout"]),
         ping_interval_s=float(options["sse_ping_interval"]),
         prefix=prefix,
+        shows_slots=options["slots"],
+        shows_metrics=options["metrics"],
+        changes_props=options["props"],
+        slot_folder=None if options["slot_save_path"] is None else folder(options, "slot_save_path"),
     )
 
 

@@ -66,6 +66,13 @@ KEYS = Group(
 ROUTES = Group(
     "What it offers",
     (
+        Flag(("--metrics",), "metrics", "/metrics, for Prometheus", default=False,
+             env="LLAMA_ARG_ENDPOINT_METRICS"),
+        Flag(("--slots",), "slots", "/slots, which shows what runs (default: yes)", default=True,
+             off=("--no-slots",), env="LLAMA_ARG_ENDPOINT_SLOTS"),
+        Flag(("--props",), "props", "POST /props", default=False, env="LLAMA_ARG_ENDPOINT_PROPS"),
+        Flag(("--slot-save-path",), "slot_save_path", "folder for prompt caches that requests save by name",
+             filled, "FOLDER"),
         Flag(("--prefill-assistant",), "prefill_assistant", "continue an assistant's message at the end of a "
              "conversation (default: yes)", default=True, off=("--no-prefill-assistant",),
              env="LLAMA_ARG_PREFILL_ASSISTANT"),
@@ -92,7 +99,6 @@ MACHINE = replace(flags.MACHINE, flags=tuple(flag for flag in flags.MACHINE.flag
 _YES, _NO = ("", *TRUE_WORDS), ("", *FALSE_WORDS)
 _PAGES = "the pages are built in and cannot be set up from the command line"
 _AGENT = "the server runs no tools; a client does"
-_NOT_YET = "this server does not have that route yet"
 REFUSED = (
     *(each for each in refused.RUNNING if "-np" not in each.names),
     Refusal(("-cb", "--cont-batching"), "requests always run together", ("LLAMA_ARG_CONT_BATCHING",), _YES),
@@ -116,9 +122,6 @@ REFUSED = (
             ("LLAMA_ARG_THREADS_HTTP",), (), 1),
     Refusal(("--ssl-key-file", "--ssl-cert-file"), "TLS is a proxy's affair: put nginx or Caddy before it",
             ("LLAMA_ARG_SSL_*",), (), 1),
-    Refusal(("--metrics", "--props", "--slots", "--slot-save-path"), _NOT_YET,
-            ("LLAMA_ARG_ENDPOINT_*",), FALSE_WORDS),
-    Refusal(("--no-slots",), "", (), ("",)),
     Refusal(("--ui", "--webui"), "there is no page to chat in yet", ("LLAMA_ARG_UI",), FALSE_WORDS),
     Refusal(("--no-ui", "--no-webui"), "", (), ("",)),
     Refusal(("--path", "--ui-config", "--webui-config", "--ui-config-file", "--webui-config-file"), _PAGES,
