@@ -1,6 +1,8 @@
 """POST /v1/chat/completions: a conversation in, the assistant's message out, whole or streamed.
 
-    ChatWork(asked) → make(model): prompt and Request → Generation → deltas → ReplyParser → OpenAI's JSON
+    ChatWork(asked) → make(model): prompt and Request → Generation → deltas → ReplyParser → Answer: JSON
+
+Anthropic's messages and OpenAI's responses are such work too, with an Answer of their own.
 
 The order of a stream is what OpenAI's and llama.cpp's clients rely on: first the role, with content null and
 no text; then text, thoughts, calls and their logprobs; then an empty delta with the finish_reason; then, if
@@ -9,16 +11,17 @@ asked for, usage with no choices; then [DONE].
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
 from etude.model.tool_calls import ToolCallDelta
-from etude.records import Finish, Request
+from etude.records import Request
 from etude.serve.errors import ApiError
 from etude.serve.generation import Delta, Generation
 from etude.serve.models import ServedModel
@@ -35,7 +38,7 @@ from etude.serve.prompts import (
 )
 from etude.serve.sampling import engine_request, grammar_of, params_of
 from etude.serve.server import Server, server_of
-from etude.serve.sse import DONE, EventStream, JsonResponse, event, until_gone
+from etude.serve.sse import DONE, EventStream, JsonResponse, error_event, event, until_gone
 from etude.serve.tools import call_grammar, offered, prepared, special_ids
 from etude.serve.types_openai import MAX_LOGPROBS, ChatRequest
 
@@ -113,105 +116,146 @@ def _n_top(asked: ChatRequest) -> int | None:
     return None
 
 
+class Answer(Protocol):
+    """What becomes of a ChatWork, in the words of one API: read whole, or as events, once."""
+
+    async def whole(self) -> dict[str, Any]: ...
+
+    def events(self) -> AsyncIterator[bytes]: ...
+
+    def failure(self, error: ApiError) -> bytes:
+        """The event that ends a stream which cannot go on."""
+
+
 async def chat_completions(request: HttpRequest) -> Response:
     """The handler."""
     server = server_of(request)
     return await answer_chat(request, server, ChatWork(await server.body(request, ChatRequest)))
 
 
-async def answer_chat(request: HttpRequest, server: Server, work: ChatWork) -> Response:
-    """Generate and answer, as a stream if it was asked for."""
+async def input_tokens(request: HttpRequest) -> Response:
+    """How long a conversation is for the model."""
+    server = server_of(request)
+    work = ChatWork(await server.body(request, ChatRequest))
+    return JsonResponse({"object": "response.input_tokens", "input_tokens": await count_prompt(server, work)})
+
+
+async def count_prompt(server: Server, work: ChatWork) -> int:
+    """Tokens of the prompt."""
+    async with server.model(work.asked.model) as model:
+        prompt = await asyncio.to_thread(work.read, model)
+    return len(prompt.ids)
+
+
+async def answer_chat(
+    request: HttpRequest,
+    server: Server,
+    work: ChatWork,
+    answer_of: Callable[[ChatWork, Generation], Answer] | None = None,
+) -> Response:
+    """Generate and answer, as a stream if it was asked for. answer_of: None is OpenAI's chat completions."""
     generation = await until_gone(request, server.generate(work.asked.model, work.make, special=work.special))
     try:
+        answer = (answer_of or ChatAnswer)(work, generation)
         if work.asked.stream:
-            return EventStream.of(server, stream(work, generation), generation.close)
-        return JsonResponse(await until_gone(request, whole(work, generation)))
+            return EventStream.of(server, answer.events(), generation.close, describe=answer.failure)
+        response = JsonResponse(await until_gone(request, answer.whole()))
     except BaseException:
         generation.close()
         raise
+    generation.close()
+    return response
 
 
-async def whole(work: ChatWork, generation: Generation) -> dict[str, Any]:
-    """The answer in one piece."""
-    try:
-        parsers = [work.parser(generation.model) for _ in range(generation.n_choices)]
+class ChatAnswer:
+    """OpenAI's chat completion, of one choice or several."""
+
+    def __init__(self, work: ChatWork, generation: Generation) -> None:
+        self._work = work
+        self._generation = generation
+        self._parsers = [work.parser(generation.model) for _ in range(generation.n_choices)]
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer in one piece."""
+        work, generation = self._work, self._generation
         async for delta in generation.deltas():
-            parsers[delta.choice].push(delta.text, ended=delta.finish is not None)
-        choices = [_choice(work, generation, at, parser.reply) for at, parser in enumerate(parsers)]
+            self._parsers[delta.choice].push(delta.text, ended=delta.finish is not None)
+        choices = [self._choice(at, parser.reply) for at, parser in enumerate(self._parsers)]
         answer = envelope("chat.completion", "chatcmpl", generation.model)
         answer |= {"choices": choices, "usage": generation.usage(), "timings": generation.timings()}
         if work.asked.return_token_ids:
             answer["prompt_token_ids"] = list(work.prompt.ids)
         return answer
-    finally:
-        generation.close()
 
-
-def _choice(work: ChatWork, generation: Generation, at: int, reply: Reply) -> dict[str, Any]:
-    completion = generation.writings[at].completion
-    assert completion is not None
-    message: dict[str, Any] = {"role": "assistant", "content": reply.content or (None if reply.calls else "")}
-    if reply.reasoning:
-        message["reasoning_content"] = reply.reasoning
-    if reply.calls:
-        message["tool_calls"] = reply.calls
-    choice: dict[str, Any] = {
-        "index": at,
-        "message": message,
-        "logprobs": None,
-        "finish_reason": finish_reason(completion.finish, called=bool(reply.calls)),
-    }
-    if work.n_top is not None:
-        entries = token_entries(
-            generation.model.engine.tokenizer,
-            completion.token_ids,
-            completion.raw_logprobs,
-            completion.top_logprobs,
-        )
-        choice["logprobs"] = {"content": entries, "refusal": None}
-    if work.asked.return_token_ids:
-        choice["token_ids"] = list(completion.token_ids)
-    return choice
-
-
-async def stream(work: ChatWork, generation: Generation) -> AsyncIterator[bytes]:
-    """The answer as events."""
-    asked, model = work.asked, generation.model
-    head = envelope("chat.completion.chunk", "chatcmpl", model)
-    parsers = [work.parser(model) for _ in range(generation.n_choices)]
-    begun = [False] * generation.n_choices
-
-    def chunk(choices: list[dict[str, Any]], **extra: Any) -> bytes:
-        return event({**head, "choices": choices, **extra})
-
-    async for delta in generation.deltas():
-        parser = parsers[delta.choice]
-        if not begun[delta.choice]:
-            begun[delta.choice] = True
-            first = {"role": "assistant", "content": None}
-            extra: dict[str, Any] = (
-                {"prompt_token_ids": list(work.prompt.ids)} if asked.return_token_ids else {}
+    def _choice(self, at: int, reply: Reply) -> dict[str, Any]:
+        completion = self._generation.writings[at].completion
+        assert completion is not None
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": reply.content or (None if reply.calls else ""),
+        }
+        if reply.reasoning:
+            message["reasoning_content"] = reply.reasoning
+        if reply.calls:
+            message["tool_calls"] = reply.calls
+        choice = _choice(at, finish_reason(completion.finish, called=bool(reply.calls)), message=message)
+        if self._work.n_top is not None:
+            entries = token_entries(
+                self._generation.model.engine.tokenizer,
+                completion.token_ids,
+                completion.raw_logprobs,
+                completion.top_logprobs,
             )
-            yield chunk(
-                [{"index": delta.choice, "delta": first, "logprobs": None, "finish_reason": None}], **extra
-            )
-        part = parser.push(delta.text, ended=delta.finish is not None)
-        shown = _delta_json(part)
-        if shown or work.n_top is not None or asked.return_token_ids:
-            choice: dict[str, Any] = {
-                "index": delta.choice,
-                "delta": shown,
-                "logprobs": None,
-                "finish_reason": None,
-            }
-            extra = {"timings": generation.timings()} if asked.timings_per_token else {}
-            yield chunk([_with_tokens(choice, work, delta, model)], **extra)
-        if delta.finish is not None:
-            extra = generation.stream_extra(asked.stream_options, False)
-            yield chunk([_last(delta.choice, delta.finish, parser.reply)], **extra)
-    if asked.stream_options is not None and asked.stream_options.include_usage:
-        yield chunk([], usage=generation.usage(), timings=generation.timings())
-    yield DONE
+            choice["logprobs"] = {"content": entries, "refusal": None}
+        if self._work.asked.return_token_ids:
+            choice["token_ids"] = list(completion.token_ids)
+        return choice
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """The answer as events."""
+        asked, generation = self._work.asked, self._generation
+        head = envelope("chat.completion.chunk", "chatcmpl", generation.model)
+        begun: set[int] = set()
+
+        def chunk(choice: dict[str, Any], extra: dict[str, Any]) -> bytes:
+            return event({**head, "choices": [choice], **extra})
+
+        async for delta in generation.deltas():
+            at, parser = delta.choice, self._parsers[delta.choice]
+            if at not in begun:
+                begun.add(at)
+                prompt = {"prompt_token_ids": list(self._work.prompt.ids)} if asked.return_token_ids else {}
+                yield chunk(_choice(at, delta={"role": "assistant", "content": None}), prompt)
+            shown = _delta_json(parser.push(delta.text, ended=delta.finish is not None))
+            if shown or self._work.n_top is not None or asked.return_token_ids:
+                timings = {"timings": generation.timings()} if asked.timings_per_token else {}
+                yield chunk(self._with_tokens(_choice(at, delta=shown), delta), timings)
+            if delta.finish is not None:
+                reason = finish_reason(delta.finish, called=bool(parser.reply.calls))
+                yield chunk(
+                    _choice(at, reason, delta={}), generation.stream_extra(asked.stream_options, False)
+                )
+        if asked.stream_options is not None and asked.stream_options.include_usage:
+            usage = {"usage": generation.usage(), "timings": generation.timings()}
+            yield event({**head, "choices": [], **usage})
+        yield DONE
+
+    def _with_tokens(self, choice: dict[str, Any], delta: Delta) -> dict[str, Any]:
+        if self._work.n_top is not None:
+            entries = delta_entries(self._generation.model.engine.tokenizer, delta)
+            choice["logprobs"] = {"content": entries, "refusal": None}
+        if self._work.asked.return_token_ids:
+            choice["token_ids"] = delta.token_ids
+        return choice
+
+    def failure(self, error: ApiError) -> bytes:
+        """The event of an error."""
+        return error_event(error)
+
+
+def _choice(at: int, reason: str | None = None, **content: Any) -> dict[str, Any]:
+    """content: the message, or its delta."""
+    return {"index": at, **content, "logprobs": None, "finish_reason": reason}
 
 
 def _delta_json(part: Part) -> dict[str, Any]:
@@ -232,21 +276,13 @@ def _call_json(call: ToolCallDelta) -> dict[str, Any]:
     return {"index": call.index, **head, "function": function | {"arguments": call.arguments}}
 
 
-def _with_tokens(choice: dict[str, Any], work: ChatWork, delta: Delta, model: ServedModel) -> dict[str, Any]:
-    if work.n_top is not None:
-        choice["logprobs"] = {"content": delta_entries(model.engine.tokenizer, delta), "refusal": None}
-    if work.asked.return_token_ids:
-        choice["token_ids"] = delta.token_ids
-    return choice
-
-
-def _last(at: int, finish: Finish, reply: Reply) -> dict[str, Any]:
-    reason = finish_reason(finish, called=bool(reply.calls))
-    return {"index": at, "delta": {}, "logprobs": None, "finish_reason": reason}
-
-
+PATHS = ("/v1/chat/completions", "/chat/completions", "/api/chat/completions")
+COUNTS = ("/v1/chat/completions/input_tokens", "/chat/completions/input_tokens")
 ROUTES = [
-    Route(path, chat_completions, methods=["POST"])
-    for path in ("/v1/chat/completions", "/chat/completions", "/api/chat/completions")
+    *(Route(path, chat_completions, methods=["POST"]) for path in PATHS),
+    *(Route(path, input_tokens, methods=["POST"]) for path in COUNTS),
 ]
-OPERATIONS = (Operation("post", "/v1/chat/completions", "Answer a conversation", ChatRequest, streams=True),)
+OPERATIONS = (
+    Operation("post", PATHS[0], "Answer a conversation", ChatRequest, streams=True),
+    Operation("post", COUNTS[0], "Count the tokens of a conversation", ChatRequest),
+)

@@ -23,6 +23,11 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-{secrets.token_urlsafe(24)}"
 
 
+def new_item_id(prefix: str) -> str:
+    """resp_…, msg_… and the like."""
+    return f"{prefix}_{secrets.token_hex(24)}"
+
+
 def fingerprint(model: ServedModel) -> str:
     """Changes with the program and with the weights."""
     return f"b{BUILD}-w{model.engine.weights_version}"

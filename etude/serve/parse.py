@@ -6,7 +6,7 @@ text apart; here the pieces of one moment become one Part, and all of them the R
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +17,13 @@ from etude.model.tool_formats import ToolFormat
 
 @dataclass
 class Part:
-    """What a piece of text added to a reply. calls: the first delta of a call has its id and name."""
+    """What a piece of text added to a reply. calls: the first delta of a call has its id and name. deltas:
+    all of it, in order."""
 
     reasoning: str = ""
     content: str = ""
     calls: list[ToolCallDelta] = field(default_factory=list)
+    deltas: Sequence[Delta] = ()
 
     def __bool__(self) -> bool:
         return bool(self.reasoning or self.content or self.calls)
@@ -73,8 +75,8 @@ class ReplyParser:
         return part
 
 
-def _part(deltas: Iterable[Delta]) -> Part:
-    part = Part()
+def _part(deltas: Sequence[Delta]) -> Part:
+    part = Part(deltas=deltas)
     for delta in deltas:
         if isinstance(delta, ReasoningDelta):
             part.reasoning += delta.text

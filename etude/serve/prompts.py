@@ -95,6 +95,8 @@ def chat_variables(asked: ChatRequest, model: ServedModel) -> dict[str, Any]:
 def continues_last(asked: ChatRequest, model: ServedModel) -> bool:
     """Whether the last message is to be continued: because the request says so, or as llama.cpp does with an
     assistant's. ApiError 400 for what cannot be."""
+    if not asked.messages:
+        return False
     last = asked.messages[-1]
     is_assistant = last.role == "assistant"
     explicit = asked.continue_final_message
