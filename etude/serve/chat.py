@@ -133,17 +133,10 @@ async def chat_completions(request: HttpRequest) -> Response:
     return await answer_chat(request, server, ChatWork(await server.body(request, ChatRequest)))
 
 
-async def input_tokens(request: HttpRequest) -> Response:
-    """How long a conversation is for the model."""
-    server = server_of(request)
-    work = ChatWork(await server.body(request, ChatRequest))
-    return JsonResponse({"object": "response.input_tokens", "input_tokens": await count_prompt(server, work)})
-
-
 async def count_prompt(server: Server, work: ChatWork) -> int:
     """Tokens of the prompt."""
     async with server.model(work.asked.model) as model:
-        prompt = await asyncio.to_thread(work.read, model)
+        prompt = await asyncio.to_thread(work.render, model)
     return len(prompt.ids)
 
 
@@ -277,12 +270,5 @@ def _call_json(call: ToolCallDelta) -> dict[str, Any]:
 
 
 PATHS = ("/v1/chat/completions", "/chat/completions", "/api/chat/completions")
-COUNTS = ("/v1/chat/completions/input_tokens", "/chat/completions/input_tokens")
-ROUTES = [
-    *(Route(path, chat_completions, methods=["POST"]) for path in PATHS),
-    *(Route(path, input_tokens, methods=["POST"]) for path in COUNTS),
-]
-OPERATIONS = (
-    Operation("post", PATHS[0], "Answer a conversation", ChatRequest, streams=True),
-    Operation("post", COUNTS[0], "Count the tokens of a conversation", ChatRequest),
-)
+ROUTES = [Route(path, chat_completions, methods=["POST"]) for path in PATHS]
+OPERATIONS = (Operation("post", PATHS[0], "Answer a conversation", ChatRequest, streams=True),)
