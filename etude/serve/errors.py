@@ -3,8 +3,11 @@
     {"error": {"message": "…", "type": "invalid_request_error", "param": "temperature", "code": "…"}}
 
 `code` is OpenAI's word where clients branch on it (context_length_exceeded, model_not_found …), else the
-status, as llama.cpp has it. No traceback ever leaves: what is no ApiError and no EtudeError is a bug, logged
-here and answered with 500.
+status, as llama.cpp has it. Below /v1/messages the shape is Anthropic's:
+
+    {"type": "error", "error": {"type": "invalid_request_error", "message": "…"}}
+
+No traceback ever leaves: what is no ApiError and no EtudeError is a bug, logged here and answered with 500.
 """
 
 from __future__ import annotations
@@ -34,6 +37,11 @@ TYPES = {
     503: "unavailable_error",
 }
 """llama.cpp's names of what went wrong."""
+CONTEXT_EXCEEDED = "context_length_exceeded"
+
+
+ANTHROPIC_PATH = "/v1/messages"
+ANTHROPIC_TYPES = {413: "request_too_large", 500: "api_error", 501: "api_error", 503: "overloaded_error"}
 
 
 class ClientGone(Exception):
@@ -74,12 +82,21 @@ class ApiError(Exception):
         }
         return {"error": error | self.extra}
 
-    def response(self) -> Response:
-        """The whole answer."""
+    def as_anthropic_json(self) -> dict[str, Any]:
+        """The body for clients of Anthropic's API, with the words that they look for."""
+        type, message = ANTHROPIC_TYPES.get(self.status, self.type), self.message
+        if self.code == CONTEXT_EXCEEDED:
+            type = "invalid_request_error"
+            message = "prompt is too long: {n_prompt_tokens} tokens > {n_ctx} maximum".format(**self.extra)
+        return {"type": "error", "error": {"type": type, "message": message}}
+
+    def response(self, path: str = "") -> Response:
+        """The whole answer, in the shape that clients of the path read."""
+        body = self.as_anthropic_json() if ANTHROPIC_PATH in path else self.as_json()
         headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse(self.as_json(), self.status, headers)
+        return JSONResponse(body, self.status, headers)
 
 
 def context_exceeded(n_prompt: int, context: int, param: str = "prompt") -> ApiError:
@@ -90,7 +107,7 @@ def context_exceeded(n_prompt: int, context: int, param: str = "prompt") -> ApiE
         f"exceeds the available context size: shorten it, or start the server with a larger -c",
         type="exceed_context_size_error",
         param=param,
-        code="context_length_exceeded",
+        code=CONTEXT_EXCEEDED,
         extra={"n_prompt_tokens": n_prompt, "n_ctx": context},
     )
 
@@ -117,17 +134,20 @@ def from_validation(error: ValidationError) -> ApiError:
     first = problems[0]
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is no valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
-    field = _path(first["loc"])
-    if first["type"] == "missing":
+    alike = [problem for problem in problems if problem["loc"][:1] == first["loc"][:1]]
+    # of the types of a union, the one that was meant
+    deepest = max(alike, key=lambda problem: len(problem["loc"]))
+    field = _path(deepest["loc"])
+    if deepest["type"] == "missing":
         return ApiError(400, f"{field!r} is required", param=field)
-    others = {problem["msg"] for problem in problems if problem["loc"][:1] == first["loc"][:1]}
-    return ApiError(
-        400, f"{field}: {'; '.join(sorted(others))}" if field else first["msg"], param=field or None
-    )
+    texts = {problem["msg"] for problem in alike if _path(problem["loc"]) == field}
+    text = f"{field}: {'; '.join(sorted(texts))}" if field else first["msg"]
+    return ApiError(400, text, param=field or None)
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    """('messages', 0, 'content', 'str') → messages[0].content: without the names of a union's types.
+    """('messages', 0, 'content', 'list[Part]', 1, 'Text', 'text') → messages[0].content[1].text: without the
+    names of a union's types.
 
     >>> _path(("messages", 0, "content"))
     'messages[0].content'
@@ -136,13 +156,11 @@ def _path(location: tuple[int | str, ...]) -> str:
     for part in location:
         if isinstance(part, int):
             text += f"[{part}]"
-        elif part.isidentifier() and part not in ("str", "int", "float", "bool"):
+        elif part.isidentifier() and part.islower() and part not in ("str", "int", "float", "bool"):
             text += f".{part}" if text else part
-        else:
-            break
     return text
 
 
 async def answer_error(request: Request, error: Exception) -> Response:
     """The exception handler of the application."""
-    return from_exception(error).response()
+    return from_exception(error).response(request.url.path)
