@@ -15,9 +15,13 @@ from typing import Any, Literal
 
 from etude.records import EtudeError
 from etude.runlog.rows import Row, rows_of
+from etude.runlog.tail import Tail, last_lines, spread_lines
 
 FORMAT = "etude run 1"
 CHECKPOINT_FILE = "checkpoint.json"
+LATEST_BYTES = 1 << 17
+"""Of metrics.jsonl that `latest` reads: about a hundred steps."""
+LINE_BYTES = 1 << 12
 
 STEP_NAME = re.compile(r"([0-9]{6,})(?:\.jsonl\.gz)?")
 State = Literal["running", "finished", "stopped"]
@@ -61,12 +65,24 @@ class RunReader:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EtudeError(f"{path} cannot be read: {error}") from error
-        self._offset = 0
-        self._inode = 0
+        self._tail = Tail(self.folder / "metrics.jsonl")
 
     @property
     def config(self) -> dict[str, Any]:
-        return tomllib.loads((self.folder / "config.toml").read_text(encoding="utf-8"))
+        """The settings. EtudeError if they cannot be read."""
+        try:
+            return tomllib.loads(self.config_text)
+        except ValueError as error:
+            raise EtudeError(f"{self.folder / 'config.toml'} cannot be read: {error}") from error
+
+    @property
+    def config_text(self) -> str:
+        """config.toml as it stands there. EtudeError if it cannot be read."""
+        path = self.folder / "config.toml"
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise EtudeError(f"{path} cannot be read: {error}") from error
 
     @property
     def state(self) -> State:
@@ -93,16 +109,27 @@ class RunReader:
 
     def new_metrics(self) -> list[Row]:
         """The steps that were written since the last call. After a resume it begins anew."""
-        path = self.folder / "metrics.jsonl"
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if status.st_ino != self._inode or status.st_size < self._offset:
-                self._inode, self._offset = status.st_ino, 0
-            file.seek(self._offset)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return [row for _, row in rows_of(whole)]
+        _, lines = self._tail.read()
+        return [row for _, row in rows_of(lines)]
+
+    def latest(self) -> Row:
+        """Every number of the last steps as it was last, without reading the whole file; {} before a step."""
+        found: Row = {}
+        for _, row in rows_of(last_lines(self.folder / "metrics.jsonl", LATEST_BYTES)):
+            found |= row
+        return found
+
+    def sampled(self, n: int) -> list[Row]:
+        """About n steps spread over the run, without reading the whole file; all of a short run."""
+        return [row for _, row in rows_of(spread_lines(self.folder / "metrics.jsonl", n, LINE_BYTES))]
+
+    @property
+    def updated_at(self) -> float:
+        """When a step was last written, in seconds since 1970."""
+        for name in ("metrics.jsonl", "run.json"):
+            if (self.folder / name).exists():
+                return (self.folder / name).stat().st_mtime
+        return 0.0
 
     def doctor(self) -> list[Row]:
         """What the doctor said."""

@@ -13,7 +13,7 @@ class Operation:
     """One method of one path. body: what is read. streams: the answer may be events. public: it needs
     no key. query: names of parameters after the question mark."""
 
-    method: Literal["get", "post", "delete"]
+    method: Literal["get", "post", "put", "patch", "delete"]
     path: str
     summary: str
     body: type[BaseModel] | None = None

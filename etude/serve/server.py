@@ -21,6 +21,7 @@ from etude.records import Request
 from etude.serve.errors import ApiError
 from etude.serve.generation import Generation
 from etude.serve.models import ModelPool, ServedModel
+from etude.serve.run_store import RunStore
 from etude.serve.settings import ServeSettings
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -49,6 +50,8 @@ class Server:
         self.pool = pool
         self.totals = Totals()
         self.started_at = time.time()
+        self.stopping = False  # streams that have no end of their own end now
+        self.runs = None if settings.runs_folder is None else RunStore(settings.runs_folder)
         self.active: dict[int, Generation] = {}
         self.known_props: dict[str, dict[str, Any]] = {}  # by model: what is said of it while it sleeps
         self._serials = itertools.count()

@@ -19,7 +19,8 @@ class ServeSettings:
     """api_keys: one of them opens everything; none: open. cors_origins: web pages of other hosts that may
     ask; "*" is any. max_queue: completions that run or wait at once, more are refused with 429.
     write_timeout_s: a client that takes nothing for so long is dropped. prefix: what stands before every
-    path. slot_folder: where requests may save prompt caches; None: nowhere.
+    path. slot_folder: where requests may save prompt caches; None: nowhere. runs_folder: of the
+    runs that the pages show. data_folder: where conversations are kept; None: in memory, until it ends.
     """
 
     host: str = "127.0.0.1"
@@ -35,3 +36,6 @@ class ServeSettings:
     shows_metrics: bool = False
     changes_props: bool = False
     slot_folder: Path | None = None
+    runs_folder: Path | None = None
+    data_folder: Path | None = None
+    shows_pages: bool = True
