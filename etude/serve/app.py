@@ -16,14 +16,24 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Mount
 
-from etude.serve import chat, completions, embeddings, native_text, openapi, properties, runs, status
+from etude.serve import (
+    chat,
+    completions,
+    embeddings,
+    native_completion,
+    native_text,
+    openapi,
+    properties,
+    runs,
+    status,
+)
 from etude.serve.access import KeyCheck, RequestIds
 from etude.serve.errors import ApiError, ClientGone, answer_error
 from etude.serve.models import ModelPool
 from etude.serve.server import Server
 from etude.serve.settings import ServeSettings
 
-ROUTE_MODULES = (status, chat, completions, embeddings, native_text, properties, runs)
+ROUTE_MODULES = (status, chat, completions, embeddings, native_text, native_completion, properties, runs)
 IDLE_CHECK_S = 1.0
 
 

@@ -23,6 +23,7 @@ from etude.serve.generation import Generation
 from etude.serve.models import ModelPool, ServedModel
 from etude.serve.run_store import RunStore
 from etude.serve.settings import ServeSettings
+from etude.serve.slot_table import SlotTable
 
 Body = TypeVar("Body", bound=BaseModel)
 RECENT = 0.2  # weight of the latest request in the mean time of a request
@@ -30,7 +31,7 @@ RECENT = 0.2  # weight of the latest request in the mean time of a request
 
 @dataclass
 class Totals:
-    """Since the start, of requests that have ended."""
+    """Since the start, of requests that have ended. longest: tokens of a prompt and its answer."""
 
     requests: int = 0
     aborted: int = 0
@@ -40,6 +41,7 @@ class Totals:
     predicted_tokens: int = 0
     prompt_ms: float = 0.0
     predicted_ms: float = 0.0
+    longest: int = 0
 
 
 class Server:
@@ -54,6 +56,7 @@ class Server:
         self.runs = None if settings.runs_folder is None else RunStore(settings.runs_folder)
         self.active: dict[int, Generation] = {}
         self.known_props: dict[str, dict[str, Any]] = {}  # by model: what is said of it while it sleeps
+        self.slots: dict[str, SlotTable] = {}  # by model
         self._serials = itertools.count()
         self._n_running = 0
         self._mean_s = 1.0
@@ -79,9 +82,10 @@ class Server:
         make: Callable[[ServedModel], Sequence[Request]],
         *,
         special: Callable[[ServedModel], bool] = lambda model: False,
+        slot: int | None = None,
     ) -> Generation:
         """Start the requests that `make` gives for a model; it runs in a thread, where templates and
-        tokenizers may take their time. The caller closes the generation.
+        tokenizers may take their time. The caller closes the generation. slot: the one it would like.
 
         ApiError 404: no such model; 429: too much waits. EtudeError: a request could never run.
         """
@@ -98,6 +102,7 @@ class Server:
                 model, requests, special=special(model), closed=lambda ended: self._ended(serial, ended)
             )
             self.active[serial] = generation
+            self.slots_of(model).add(serial, generation, slot)
             await generation.start()
             return generation
         except BaseException:
@@ -106,6 +111,12 @@ class Server:
             else:
                 self.pool.release(model)
             raise
+
+    def slots_of(self, model: ServedModel) -> SlotTable:
+        """The slots of a model: as many as completions that it writes at once."""
+        if model.name not in self.slots:
+            self.slots[model.name] = SlotTable(model.engine.max_sequences)
+        return self.slots[model.name]
 
     @contextmanager
     def reserved(self, n: int) -> Iterator[None]:
@@ -136,6 +147,7 @@ class Server:
     def _ended(self, serial: int, generation: Generation) -> None:
         del self.active[serial]
         self._n_running -= generation.n_choices
+        self.slots_of(generation.model).remove(generation)
         self.pool.release(generation.model)
         totals, timings = self.totals, generation.timings()
         totals.requests += 1
@@ -145,6 +157,9 @@ class Server:
         totals.predicted_tokens += timings["predicted_n"]
         totals.prompt_ms += timings["prompt_ms"]
         totals.predicted_ms += timings["predicted_ms"]
+        for at, writing in enumerate(generation.writings):
+            n_prompt = len(generation.requests[at // generation.n].prompt_ids)
+            totals.longest = max(totals.longest, n_prompt + writing.n_tokens)
         took_s = time.perf_counter() - generation.started_s
         self._mean_s += RECENT * (took_s - self._mean_s)
 

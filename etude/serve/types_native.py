@@ -61,7 +61,13 @@ class Predicting(Sampling):
     def _in_range(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        changed = {name: _whole(value) for name, value in given.items() if type(value) is float}
+        changed: dict[str, Any] = {
+            name: _whole(value) for name, value in given.items() if type(value) is float
+        }
+        if isinstance(given.get("logit_bias"), list):  # a validator that runs before has left JSON behind
+            changed["logit_bias"] = [
+                tuple(pair) if isinstance(pair, list) else pair for pair in given["logit_bias"]
+            ]
         for name, (least, most) in RANGES.items():
             value = changed.get(name, given.get(name))
             if isinstance(value, int | float) and not isinstance(value, bool):
