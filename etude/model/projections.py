@@ -10,6 +10,7 @@ T tokens, K inputs, N outputs, r the rank of an adapter.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,6 +87,32 @@ def side_by_side(
     return [Linear(part, (len(part), k), bias) for part, bias in zip(parts, biases, strict=True)]
 
 
+LARGEST_SCRATCH_BYTES = 256 << 20
+"""Larger matrices that are not kept, such as a head, get memory of their own for each product."""
+
+
+class _Scratch(threading.local):
+    """By (dtype, device), of each thread its own: a judge may compute beside a learner."""
+
+    def __init__(self) -> None:
+        self.flat: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+
+_scratch = _Scratch()
+
+
+def _scratch_matrix(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory that the next call takes again: for a matrix that is made, multiplied with and forgotten. Blocks
+    of a hundred megabytes that come and go would leave holes that activations bite into."""
+    n = shape[0] * shape[1]
+    if n * dtype.itemsize > LARGEST_SCRATCH_BYTES:
+        return torch.empty(shape, dtype=dtype, device=device)
+    flat = _scratch.flat.get((dtype, device))
+    if flat is None or len(flat) < n:
+        flat = _scratch.flat[dtype, device] = torch.empty(n, dtype=dtype, device=device)
+    return flat[:n].view(shape)
+
+
 class Projection:
     """The `Linear`s under these names of a module, as one product."""
 
@@ -105,7 +132,8 @@ class Projection:
         return found
 
     def matrix(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """(N, K) in `dtype`, without gradient."""
+        """(N, K) in `dtype`, without gradient. Of matrices that are not kept it is good until the next call
+        for any such."""
         linears = self.linears
         weights = [linear.weight.detach() for linear in linears if linear.weight is not None]
         if len(weights) == len(linears) and all(weight.dtype == dtype for weight in weights):
@@ -116,8 +144,11 @@ class Projection:
         made = self._made.get(dtype)
         if made is not None and made[0] == (device, keys):
             return made[1]
-        rows = [linear.shape[0] for linear in linears]
-        out_NK = torch.empty(sum(rows), linears[0].shape[1], dtype=dtype, device=device)
+        rows, k = [linear.shape[0] for linear in linears], linears[0].shape[1]
+        if None in keys:
+            out_NK = _scratch_matrix((sum(rows), k), dtype, device)
+        else:
+            out_NK = torch.empty(sum(rows), k, dtype=dtype, device=device)
         for linear, part in zip(linears, torch.split(out_NK, rows), strict=True):
             linear.fill(part)
         if None not in keys:

@@ -152,3 +152,16 @@ def test_the_device_is_an_argument() -> None:
     assert {p.device.type for p in transformer.parameters()} == {"meta"}
     blocks = [m.blocks for m in transformer.modules() if isinstance(m, QuantizedLinear)]
     assert {tensor.device.type for tensor in blocks} == {"meta"}
+
+
+def test_matrices_share_the_memory_in_which_they_are_dequantised(tmp_path: Path) -> None:
+    """A matrix that is made for one product does not take memory of its own."""
+    write_quantized(tmp_path / "model.gguf", "llama", GGMLType.Q8_0)
+    transformer, source = load_frozen(tmp_path / "model.gguf")
+    source.close()
+    places = [
+        projection.matrix(torch.float32, torch.device("cpu")).data_ptr()
+        for layer in transformer.layers
+        for projection in (layer.gate_up, layer.down, layer.qkv)
+    ]
+    assert len(set(places)) == 1

@@ -155,7 +155,7 @@ class Killed:
         """At some moment."""
         child = self.start()
         if child.wait(seconds) is None and child.kill():
-            self.count()
+            self.was_killed()
         else:
             self.ended(child)
 
@@ -168,7 +168,7 @@ class Killed:
             new = set(drafts(place)) - before
             seen |= {name for name, _ in new}
             if new and len(seen) > after and child.kill():
-                self.count()
+                self.was_killed()
                 return
         self.ended(child)
 
@@ -180,6 +180,12 @@ class Killed:
             if self.tally.left[what] > hits:
                 return
         raise AssertionError(f"none of {TRIES} kills fell into the writing of {what}")
+
+    def was_killed(self) -> None:
+        """Count it. A process may be killed after its work is done: then the run has come to its end."""
+        self.count()
+        if (self.run / "final").is_dir():
+            self.same_as_whole()
 
     def count(self) -> None:
         self.tally.kills += 1
@@ -194,6 +200,9 @@ class Killed:
     def ended(self, child: Child) -> None:
         """It came to its end: it must be the run that nobody touched. The next one begins anew."""
         assert child.wait() == 0, self.server.said()
+        self.same_as_whole()
+
+    def same_as_whole(self) -> None:
         self.tally.ends += 1
         assert_same_run(self.run, self.whole())
         shutil.rmtree(self.run)
