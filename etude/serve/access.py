@@ -1,4 +1,4 @@
-"""Who may ask: API keys, and an id for every request.
+"""Who may ask: API keys, the separate admin keys, and an id for every request.
 
 Plain ASGI, so that streams pass through untouched. Keys are compared in constant time, all of them each time:
 how long a refusal takes says nothing about any.
@@ -11,6 +11,7 @@ import secrets
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from etude.serve.errors import ApiError
@@ -35,8 +36,27 @@ def is_one_of(key: str | None, keys: tuple[str, ...]) -> bool:
     return any(matches) and key is not None
 
 
+def check_admin(request: Request, settings: ServeSettings) -> None:
+    """ApiError unless the request shows an admin key: 401 without any key, 403 with one that is none, or
+    where the server has none. Routes that change it ask here themselves, so that no spelling of a path goes
+    around it."""
+    if not settings.admin_keys:
+        raise ApiError(
+            403,
+            "this route changes the server, and only an admin key opens it: start it with --admin-key-file "
+            "or the variable ETUDE_ADMIN_KEY",
+            code="no_admin_key",
+        )
+    key = key_of(request.headers)
+    if is_one_of(key, settings.admin_keys):
+        return
+    if key is None:
+        raise ApiError(401, "this route needs the admin key", code="invalid_api_key")
+    raise ApiError(403, "this key is not the admin key, which this route needs", code="invalid_api_key")
+
+
 class KeyCheck:
-    """Lets a request through, or answers 401."""
+    """Lets a request through that shows an API key or an admin key, or answers 401."""
 
     def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
         self._app = app
@@ -47,13 +67,14 @@ class KeyCheck:
         if refused is None:
             await self._app(scope, receive, send)
         else:
-            await refused.response()(scope, receive, send)
+            await refused.response(scope["path"])(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         settings = self._settings
         path = scope["path"].removeprefix(settings.prefix)
         key = key_of(Headers(scope=scope))
-        if not settings.api_keys or path in PUBLIC or is_one_of(key, settings.api_keys):
+        valid = settings.api_keys + settings.admin_keys
+        if not settings.api_keys or path in PUBLIC or is_one_of(key, valid):
             return None
         return ApiError(401, "Invalid API Key", code="invalid_api_key")
 

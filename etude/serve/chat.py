@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 from starlette.requests import Request as HttpRequest
@@ -25,7 +24,14 @@ from etude.records import Request
 from etude.serve.errors import ApiError
 from etude.serve.generation import Delta, Generation
 from etude.serve.models import ServedModel
-from etude.serve.openai_json import delta_entries, envelope, finish_reason, token_entries
+from etude.serve.openai_json import (
+    MAX_PROMPT_LOGPROBS,
+    drawn_ids,
+    drawn_logprobs,
+    envelope,
+    finish_reason,
+    prompt_rows,
+)
 from etude.serve.operations import Operation
 from etude.serve.parse import Part, Reply, ReplyParser
 from etude.serve.prompts import (
@@ -34,6 +40,7 @@ from etude.serve.prompts import (
     chat_variables,
     check_length,
     continues_last,
+    given_prompt,
     messages_of,
 )
 from etude.serve.sampling import engine_request, grammar_of, params_of
@@ -45,12 +52,14 @@ from etude.serve.types_openai import MAX_LOGPROBS, ChatRequest
 
 class ChatWork:
     """One chat request on its way: what was asked, and what became of it. ids: the prompt's tokens, where the
-    client gives them itself. Other routes that answer conversations make one of their own requests."""
+    client gives them itself; no template is then looked at. Other routes that answer conversations make one
+    of their own requests."""
 
     def __init__(self, asked: ChatRequest, ids: Sequence[int] | None = None) -> None:
         self.asked = asked
         self.n_top = _n_top(asked)
         self.tools = offered(asked)
+        self.n_prompt_top = _n_prompt_top(asked)
         self.prompt = ChatPrompt((), "", False)
         self._ids = None if ids is None else tuple(ids)
 
@@ -72,13 +81,17 @@ class ChatWork:
             raise ApiError(
                 400, "an answer cannot have a form of its own and call tools", param="response_format"
             )
-        return [engine_request(asked, model, prompt.ids, params, asked.n or asked.n_cmpl or 1, form or calls)]
+        n = asked.n or asked.n_cmpl or 1
+        scores = self.n_prompt_top
+        return [engine_request(asked, model, prompt.ids, params, n, form or calls, prompt_logprobs=scores)]
 
     def render(self, model: ServedModel) -> ChatPrompt:
         """The conversation as the model reads it."""
         asked = self.asked
+        if self._ids is not None:
+            return given_prompt(model, self._ids)
         messages, tools = prepared(model, messages_of(asked.messages), self.tools)
-        prompt = chat_prompt(
+        return chat_prompt(
             model,
             messages,
             tools=tools,
@@ -86,7 +99,6 @@ class ChatWork:
             generation_prompt=asked.add_generation_prompt is not False,
             continues=continues_last(asked, model),
         )
-        return prompt if self._ids is None else replace(prompt, ids=self._ids)
 
     def special(self, model: ServedModel) -> bool:
         """Whether control tokens are part of the text: calls may be written with them."""
@@ -114,6 +126,17 @@ def _n_top(asked: ChatRequest) -> int | None:
     if asked.top_logprobs is not None:
         raise ApiError(400, "top_logprobs requires logprobs to be set to true", param="top_logprobs")
     return None
+
+
+def _n_prompt_top(asked: ChatRequest) -> int | None:
+    """The same of the prompt, in vLLM's form."""
+    if asked.prompt_logprobs is None or asked.prompt_logprobs is False:
+        return None
+    if asked.stream:
+        raise ApiError(
+            400, "logprobs of the prompt come with the whole answer: leave out stream", param="stream"
+        )
+    return min(int(asked.prompt_logprobs), MAX_PROMPT_LOGPROBS)
 
 
 class Answer(Protocol):
@@ -175,9 +198,14 @@ class ChatAnswer:
             self._parsers[delta.choice].push(delta.text, ended=delta.finish is not None)
         choices = [self._choice(at, parser.reply) for at, parser in enumerate(self._parsers)]
         answer = envelope("chat.completion", "chatcmpl", generation.model)
-        answer |= {"choices": choices, "usage": generation.usage(), "timings": generation.timings()}
+        answer |= {"choices": choices, "usage": generation.usage(), **generation.summary()}
         if work.asked.return_token_ids:
             answer["prompt_token_ids"] = list(work.prompt.ids)
+        if work.n_prompt_top is not None:
+            first = generation.writings[0].completion
+            assert first is not None
+            tokenizer = generation.model.engine.tokenizer
+            answer["prompt_logprobs"] = prompt_rows(tokenizer, work.prompt.ids, first, work.n_prompt_top)
         return answer
 
     def _choice(self, at: int, reply: Reply) -> dict[str, Any]:
@@ -193,15 +221,10 @@ class ChatAnswer:
             message["tool_calls"] = reply.calls
         choice = _choice(at, finish_reason(completion.finish, called=bool(reply.calls)), message=message)
         if self._work.n_top is not None:
-            entries = token_entries(
-                self._generation.model.engine.tokenizer,
-                completion.token_ids,
-                completion.raw_logprobs,
-                completion.top_logprobs,
-            )
-            choice["logprobs"] = {"content": entries, "refusal": None}
+            tokenizer = self._generation.model.engine.tokenizer
+            choice["logprobs"] = drawn_logprobs(tokenizer, self._work.asked, completion)
         if self._work.asked.return_token_ids:
-            choice["token_ids"] = list(completion.token_ids)
+            choice |= drawn_ids(completion.token_ids, completion)
         return choice
 
     async def events(self) -> AsyncIterator[bytes]:
@@ -229,16 +252,16 @@ class ChatAnswer:
                     _choice(at, reason, delta={}), generation.stream_extra(asked.stream_options, False)
                 )
         if asked.stream_options is not None and asked.stream_options.include_usage:
-            usage = {"usage": generation.usage(), "timings": generation.timings()}
+            usage = {"usage": generation.usage(), **generation.summary()}
             yield event({**head, "choices": [], **usage})
         yield DONE
 
     def _with_tokens(self, choice: dict[str, Any], delta: Delta) -> dict[str, Any]:
         if self._work.n_top is not None:
-            entries = delta_entries(self._generation.model.engine.tokenizer, delta)
-            choice["logprobs"] = {"content": entries, "refusal": None}
+            tokenizer = self._generation.model.engine.tokenizer
+            choice["logprobs"] = drawn_logprobs(tokenizer, self._work.asked, delta)
         if self._work.asked.return_token_ids:
-            choice["token_ids"] = delta.token_ids
+            choice |= drawn_ids(delta.token_ids, delta.completion)
         return choice
 
     def failure(self, error: ApiError) -> bytes:

@@ -18,7 +18,17 @@ from etude.records import Completion, Request, TopLogprobs
 from etude.serve.errors import ApiError
 from etude.serve.generation import Generation
 from etude.serve.models import ServedModel
-from etude.serve.openai_json import LEAST, envelope, finish_reason, token_entries
+from etude.serve.openai_json import (
+    LEAST,
+    MAX_PROMPT_LOGPROBS,
+    drawn_ids,
+    envelope,
+    finish_reason,
+    logprobs_of,
+    prompt_rows,
+    token_by_id,
+    token_entries,
+)
 from etude.serve.operations import Operation
 from etude.serve.prompts import check_length, completion_prompts
 from etude.serve.sampling import engine_request, grammar_of, params_of
@@ -34,10 +44,11 @@ class CompletionWork:
         self.asked = asked
         self.n = asked.n or asked.n_cmpl or 1
         self.n_top = _n_top(asked)
+        self.by_id = bool(asked.return_tokens_as_token_ids)
         self.prompts: list[tuple[int, ...]] = []
         self.echoed: list[str] = []
         scores = [asked.prompt_logprobs, self.n_top if asked.echo else None]
-        given = [score for score in scores if score is not None]
+        given = [min(int(score), MAX_PROMPT_LOGPROBS) for score in scores if score not in (None, False)]
         self.n_prompt_top = max(given) if given else None
         _check(asked, self.n, self.n_prompt_top)
 
@@ -104,7 +115,7 @@ async def whole(work: CompletionWork, generation: Generation) -> dict[str, Any]:
         found = await generation.completions()
         answer = envelope("text_completion", "cmpl", generation.model)
         choices = [_choice(work, generation.model, at, completion) for at, completion in enumerate(found)]
-        return answer | {"choices": choices, "usage": generation.usage(), "timings": generation.timings()}
+        return answer | {"choices": choices, "usage": generation.usage(), **generation.summary()}
     finally:
         generation.close()
 
@@ -119,24 +130,25 @@ def _choice(work: CompletionWork, model: ServedModel, at: int, completion: Compl
         "finish_reason": finish_reason(completion.finish),
     }
     if work.n_top is not None:
-        tokens = LegacyLogprobs(tokenizer, work.n_top)
+        tokens = LegacyLogprobs(tokenizer, work.n_top, by_id=work.by_id)
         if asked.echo and completion.prompt_logprobs is not None:
             tops = completion.prompt_top_logprobs or ((),) * len(ids)
             tokens.add(ids, completion.prompt_logprobs, tops)
-        tokens.add(completion.token_ids, completion.raw_logprobs, completion.top_logprobs)
+        tokens.add(completion.token_ids, logprobs_of(asked, completion), completion.top_logprobs)
         choice["logprobs"] = tokens.as_json()
-    if asked.prompt_logprobs is not None and completion.prompt_logprobs is not None:
-        choice["prompt_logprobs"] = _prompt_logprobs(tokenizer, ids, completion, asked.prompt_logprobs)
+    if asked.prompt_logprobs not in (None, False) and completion.prompt_logprobs is not None:
+        choice["prompt_logprobs"] = prompt_rows(tokenizer, ids, completion, int(asked.prompt_logprobs))
     if asked.return_token_ids:
-        choice |= {"prompt_token_ids": list(ids), "token_ids": list(completion.token_ids)}
+        choice |= {"prompt_token_ids": list(ids), **drawn_ids(completion.token_ids, completion)}
     return choice
 
 
 class LegacyLogprobs:
     """The logprobs object of OpenAI's completions, and beside it llama.cpp's `content`."""
 
-    def __init__(self, tokenizer: Tokenizer, n_top: int, offset: int = 0) -> None:
+    def __init__(self, tokenizer: Tokenizer, n_top: int, offset: int = 0, by_id: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._by_id = by_id
         self._n_top = n_top
         self._offset = offset
         self._json: dict[str, list[Any]] = {
@@ -147,15 +159,18 @@ class LegacyLogprobs:
         """Tokens with the model's own logprobs; None for the first of a prompt, which nothing predicts."""
         tokenizer, found = self._tokenizer, self._json
         for at, (token, logprob) in enumerate(zip(ids, logprobs, strict=True)):
-            found["tokens"].append(token_name(tokenizer, token))
+            found["tokens"].append(self._name(token))
             found["token_logprobs"].append(None if logprob is None else max(logprob, LEAST))
             found["text_offset"].append(self._offset)
             self._offset += len(tokenizer.token_text(token))
             top = tops[at][: self._n_top] if tops else ()
-            shown = {token_name(tokenizer, each): max(value, LEAST) for each, value in top}
+            shown = {self._name(each): max(value, LEAST) for each, value in top}
             found["top_logprobs"].append(None if logprob is None else shown)
         known = [0.0 if logprob is None else logprob for logprob in logprobs]
-        found["content"] += token_entries(tokenizer, ids, known, tops)
+        found["content"] += token_entries(tokenizer, ids, known, tops, self._by_id)
+
+    def _name(self, token: int) -> str:
+        return token_by_id(token) if self._by_id else token_name(self._tokenizer, token)
 
     def as_json(self) -> dict[str, Any]:
         return self._json
@@ -168,27 +183,6 @@ def token_name(tokenizer: Tokenizer, token: int) -> str:
         return raw.decode()
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
-
-
-def _prompt_logprobs(
-    tokenizer: Tokenizer, ids: Sequence[int], completion: Completion, n_top: int
-) -> list[dict[str, Any] | None]:
-    """vLLM's form: for each token but the first, {id: {logprob, decoded_token}} of it and others."""
-    assert completion.prompt_logprobs is not None
-    rows: list[dict[str, Any] | None] = []
-    tops = completion.prompt_top_logprobs or ((),) * len(ids)
-    for token, logprob, top in zip(ids, completion.prompt_logprobs, tops, strict=True):
-        if logprob is None:
-            rows.append(None)
-            continue
-        pairs = {token: logprob} | dict(top[:n_top])
-        rows.append(
-            {
-                str(each): {"logprob": max(value, LEAST), "decoded_token": tokenizer.token_text(each)}
-                for each, value in pairs.items()
-            }
-        )
-    return rows
 
 
 async def stream(work: CompletionWork, generation: Generation) -> AsyncIterator[bytes]:
@@ -211,18 +205,18 @@ async def stream(work: CompletionWork, generation: Generation) -> AsyncIterator[
             if asked.return_token_ids:
                 choice["prompt_token_ids"] = list(work.prompts[delta.choice // work.n])
         if work.n_top is not None:
-            tokens = LegacyLogprobs(model.engine.tokenizer, work.n_top, offsets[delta.choice])
-            tokens.add(delta.token_ids, delta.raw_logprobs, delta.top_logprobs)
+            tokens = LegacyLogprobs(model.engine.tokenizer, work.n_top, offsets[delta.choice], work.by_id)
+            tokens.add(delta.token_ids, logprobs_of(asked, delta), delta.top_logprobs)
             choice["logprobs"] = tokens.as_json()
         offsets[delta.choice] += len(choice["text"])
         if asked.return_token_ids:
-            choice["token_ids"] = delta.token_ids
+            choice |= drawn_ids(delta.token_ids, delta.completion)
         if delta.finish is not None:
             choice["finish_reason"] = finish_reason(delta.finish)
         extra = generation.stream_extra(asked.stream_options, bool(asked.timings_per_token))
         yield event({**head, "choices": [choice], **extra})
     if asked.stream_options is not None and asked.stream_options.include_usage:
-        yield event({**head, "choices": [], "usage": generation.usage(), "timings": generation.timings()})
+        yield event({**head, "choices": [], "usage": generation.usage(), **generation.summary()})
     yield DONE
 
 

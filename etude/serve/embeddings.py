@@ -40,6 +40,8 @@ async def hidden_rows(model: ServedModel, ids: tuple[int, ...]) -> Rows:
         else:
             found.set_exception(ApiError(503, "the work was aborted by the server"))
 
+    while not model.open.is_set():
+        await model.open.wait()
     adapter, scale = model.default_adapter()
     request = Request(ids, adapter=adapter, adapter_scale=scale)
     running = model.engine.watch(request, partial(model.mailbox.put, take), hidden="all")

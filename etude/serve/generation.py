@@ -73,6 +73,7 @@ class Writing:
 
 class Generation:
     """Runs requests on a model and collects what comes. special: control tokens are part of the text.
+    admitted: it did not have to wait for the end of a pause, or does no more. ended: nothing of it runs.
 
     Made by `Server.generate`, which also counts it; whoever has it must call `close`.
     """
@@ -92,6 +93,9 @@ class Generation:
         self.writings = [Writing(model, request, special) for request in requests for _ in range(request.n)]
         self.started_s = time.perf_counter()
         self.closed = False
+        self.admitted = False
+        self.ended = asyncio.Event()
+        self._aborted = False
         self._on_close = closed
         self._running: list[int] = []
         self._pending: dict[int, Delta] = {}
@@ -101,7 +105,9 @@ class Generation:
 
     async def start(self) -> None:
         """Submit the requests. EtudeError, before anything runs, if one could never run."""
-        await self.model.open.wait()
+        while not self.model.open.is_set():  # it may close again before this task gets its turn
+            await self.model.open.wait()
+        self.admitted = True
         self.started_s = time.perf_counter()
         await asyncio.to_thread(self._submit)  # grammars and samplers take their time to be made
 
@@ -113,6 +119,17 @@ class Generation:
             self._running.append(self.model.engine.watch(request, arrived))
         if self.closed:  # meanwhile, by a client that has gone
             self._forget()
+        elif self._aborted:
+            self._abort()
+
+    def abort(self) -> None:
+        """End everything where it is, before the next step; the last deltas still come."""
+        self._aborted = True
+        self._abort()
+
+    def _abort(self) -> None:
+        for request_id in tuple(self._running):
+            self.model.engine.abort(request_id)
 
     def _forget(self) -> None:
         for request_id in self._running:
@@ -127,6 +144,8 @@ class Generation:
             self._failure = EtudeError(event.error)
         else:
             self._add(first + event.index, event, now_s)
+        if self._failure is not None or not self._n_open:
+            self.ended.set()
         self._wake.set()
 
     def _add(self, choice: int, event: Event, now_s: float) -> None:
@@ -177,6 +196,7 @@ class Generation:
         self.closed = True
         if self._n_open:
             self._forget()
+        self.ended.set()
         self._on_close(self)
 
     # ── what it cost ──
@@ -196,6 +216,16 @@ class Generation:
     def n_predicted(self) -> int:
         return sum(writing.n_tokens for writing in self.writings)
 
+    @property
+    def weights_versions(self) -> list[int]:
+        """Versions of the weights that wrote it, the oldest first; known when it has ended."""
+        found: set[int] = set()
+        for writing in self.writings:
+            if writing.completion is not None:
+                found.add(writing.completion.weights_version)
+                found.update(version for _, version in writing.completion.new_weights)
+        return sorted(found)
+
     def usage(self) -> dict[str, Any]:
         """OpenAI's usage object."""
         return {
@@ -206,10 +236,16 @@ class Generation:
         }
 
     def stream_extra(self, options: StreamOptions | None, always: bool) -> dict[str, Any]:
-        """Timings beside a chunk: of every chunk if `always`, else of the last one, unless usage follows."""
+        """Timings beside a chunk: of every chunk if `always`, else of the last one, unless usage follows.
+        Beside the last one also who wrote it."""
         is_last = not self._n_open and not self._pending
-        follows = options is not None and options.include_usage
-        return {"timings": self.timings()} if always or (is_last and not follows) else {}
+        if is_last and not (options is not None and options.include_usage):
+            return self.summary()
+        return {"timings": self.timings()} if always else {}
+
+    def summary(self) -> dict[str, Any]:
+        """What an answer says at its end besides usage."""
+        return {"timings": self.timings(), "weights_versions": self.weights_versions}
 
     def timings(self, choice: int | None = None, n_predicted: int | None = None) -> dict[str, Any]:
         """llama.cpp's timings object, of everything or of one choice, of which only `n_predicted` tokens

@@ -84,9 +84,12 @@ class Mailbox:
 
 class ServedModel:
     """A loaded model. uses: who works with it now. open: cleared while paused; new work waits for it.
+    changed: it has weights or adapters that its files have not, so it is not unloaded to be loaded again.
     tags: of thoughts; own_tags: None where the template knows none, and the model may think all the same."""
 
-    def __init__(self, spec: ModelSpec, engine: Engine, defaults: ModelDefaults) -> None:
+    def __init__(
+        self, spec: ModelSpec, engine: Engine, defaults: ModelDefaults, open: asyncio.Event | None = None
+    ) -> None:
         self.spec = spec
         self.engine = engine
         self.defaults = defaults
@@ -98,8 +101,8 @@ class ServedModel:
         self.loaded_at = int(time.time())
         self.uses = 0
         self.used_at = time.monotonic()
-        self.open = asyncio.Event()
-        self.open.set()
+        self.open = open or opened()
+        self.changed = False
 
     @property
     def name(self) -> str:
@@ -118,6 +121,13 @@ class ServedModel:
         return (applied[0].name, applied[0].scale) if applied else (None, 1.0)
 
 
+def opened() -> asyncio.Event:
+    """An event that has happened."""
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 def _tags_of(template: ChatTemplate | None) -> ThinkingTags | None:
     """What a template writes around thoughts, or only at their beginning."""
     if template is None or template.tags is not None:
@@ -127,7 +137,7 @@ def _tags_of(template: ChatTemplate | None) -> ThinkingTags | None:
 
 
 class ModelPool:
-    """Specs, and the engines of those in use. Belongs to one event loop.
+    """Specs, and the engines of those in use. Belongs to one event loop. open: cleared while paused.
 
     max_loaded: engines at once. idle_s: an engine that nobody used for so long is closed; None: never.
     """
@@ -149,6 +159,7 @@ class ModelPool:
         self.defaults = defaults or ModelDefaults()
         self.max_loaded = max_loaded
         self.idle_s = idle_s
+        self.open = opened()
         self._by_name = {name: spec for spec in specs for name in (spec.name, *spec.aliases)}
         self._loader = loader
         self._loaded: dict[str, ServedModel] = {}
@@ -156,8 +167,8 @@ class ModelPool:
         self._freed = asyncio.Event()
 
     def find(self, name: str | None) -> ModelSpec:
-        """The model a request means; without a name the first. ApiError 404 for a name that none of several
-        has."""
+        """The model a request means, by its own name or that of an adapter it has; without a name the first.
+        ApiError 404 for a name that none of several has."""
         if not name or len(self.specs) == 1:
             return self.specs[0]
         return self.named(name)
@@ -166,6 +177,9 @@ class ModelPool:
         """The model that has this name. ApiError 404 if none has."""
         if name in self._by_name:
             return self._by_name[name]
+        for model in self.all_loaded:
+            if name in model.adapters:
+                return model.spec
         known = ", ".join(spec.name for spec in self.specs)
         raise ApiError(
             404,
@@ -213,14 +227,20 @@ class ModelPool:
 
     async def _load(self, spec: ModelSpec) -> ServedModel:
         while len(self._loaded) >= self.max_loaded:
-            idle = [model for model in self._loaded.values() if not model.uses]
+            idle = [model for model in self._loaded.values() if not model.uses and not model.changed]
+            if all(model.changed for model in self._loaded.values()):
+                raise ApiError(
+                    503,
+                    f"there is no room for {spec.name!r}: what is loaded got new weights or adapters, which "
+                    "would be lost; start the server with a larger --models-max",
+                )
             if idle:
                 await self._unload(min(idle, key=lambda model: model.used_at))
             else:
                 self._freed.clear()
                 await self._freed.wait()
         engine = await asyncio.to_thread(self._loader, spec)
-        model = ServedModel(spec, engine, self.defaults)
+        model = ServedModel(spec, engine, self.defaults, self.open)
         self._loaded[spec.name] = model
         return model
 
@@ -235,7 +255,7 @@ class ModelPool:
         async with self._lock:
             oldest = time.monotonic() - self.idle_s
             for model in self.all_loaded:
-                if not model.uses and model.used_at <= oldest:
+                if not model.uses and not model.changed and model.used_at <= oldest:
                     await self._unload(model)
 
     async def close(self) -> None:

@@ -56,6 +56,14 @@ def chat_prompt(
     return ChatPrompt(tuple(model.engine.tokenizer.encode_rendered(rendered)), str(rendered), opened, prefill)
 
 
+def given_prompt(model: ServedModel, ids: Sequence[int]) -> ChatPrompt:
+    """A conversation that a client has rendered itself: whether it ends inside a block of thoughts is read
+    off its text. ApiError 400 for ids that the vocabulary has not."""
+    known = ids_of(ids, model.engine.tokenizer)
+    text = model.engine.tokenizer.decode(known, special=True)
+    return ChatPrompt(known, text, text.rstrip().endswith(model.tags.open))
+
+
 def _prefill(message: Message, model: ServedModel, opened: bool) -> str:
     if not message.reasoning_content:
         return message.content

@@ -29,7 +29,7 @@ from etude.records import (
     Xtc,
 )
 from etude.serve.models import ServedModel
-from etude.serve.types_openai import ResponseFormat, Sampling
+from etude.serve.types_openai import AdapterScale, ResponseFormat, Sampling
 
 PLAIN = (
     "temperature", "top_k", "top_p", "min_p", "typical_p", "top_n_sigma", "min_keep", "ignore_eos",
@@ -267,18 +267,29 @@ def engine_request(
 
 
 def _adapter(asked: Sampling, model: ServedModel) -> tuple[str | None, float]:
-    """llama.cpp's `lora`: ids are places in its list of adapters. EtudeError for two at once."""
+    """The one that `model` names, else llama.cpp's `lora`: ids are places in its list of adapters. EtudeError
+    for two at once."""
+    named = model.adapters.get(asked.model or "")
+    if named is not None and asked.lora is None:
+        return named.name, named.scale or 1.0
     if asked.lora is None:
         return model.default_adapter()
-    names = list(model.adapters)
-    chosen = [(each.id, each.scale) for each in asked.lora if each.scale != 0]
+    chosen = [each for each in asked.lora if each.scale != 0]
     if len(chosen) > 1:
         raise EtudeError("lora: an answer is given with one adapter at a time; give the others a scale of 0")
-    if not chosen:
-        return None, 1.0
-    if not 0 <= chosen[0][0] < len(names):
-        raise EtudeError(f"lora: there is no adapter {chosen[0][0]}; the server has {len(names)}")
-    return names[chosen[0][0]], chosen[0][1]
+    return (_lora_name(chosen[0], model), chosen[0].scale) if chosen else (None, 1.0)
+
+
+def _lora_name(chosen: AdapterScale, model: ServedModel) -> str:
+    names = list(model.adapters)
+    if (chosen.id is None) == (chosen.name is None):
+        raise EtudeError("lora: an adapter is named by its id or by its name")
+    if chosen.name is not None and chosen.name in names:
+        return chosen.name
+    if chosen.id is not None and chosen.id < len(names):
+        return names[chosen.id]
+    shown = chosen.id if chosen.name is None else repr(chosen.name)
+    raise EtudeError(f"lora: there is no adapter {shown}; the server has {', '.join(names) or 'none'}")
 
 
 def _schema(schema: dict[str, Any] | bool | None) -> Grammar:

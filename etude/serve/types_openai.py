@@ -67,13 +67,17 @@ class Repetition(Body):
 
 
 class AdapterScale(Body):
-    id: Count
+    """id: llama.cpp's, the place among the adapters; or, of ours, the name."""
+
+    id: Count | None = None
+    name: str | None = None
     scale: Annotated[float, Field(ge=-1e3, le=1e3)] = 1.0
 
 
 class Sampling(Chain, Repetition):
-    """How to draw tokens and when to stop; shared by all routes that generate."""
+    """Of which model or adapter, how to draw tokens and when to stop; shared by all routes that generate."""
 
+    model: str | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     stop: str | list[str] | None = None
     stop_token_ids: TokenIds | None = None
@@ -157,15 +161,19 @@ class NamedTool(Body):
 
 
 class Answering(Sampling):
-    """What both kinds of completions take."""
+    """What both kinds of completions take. logprobs_mode: raw_logprobs are the model's own,
+    processed_logprobs those of the distribution that was sampled from. return_token_ids and the two after it
+    are vLLM's."""
 
-    model: str | None = None
     n: Annotated[int, Field(ge=1, le=2**16)] | None = None
     n_cmpl: Annotated[int, Field(ge=1, le=2**16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    logprobs_mode: Literal["raw_logprobs", "processed_logprobs"] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=2**16)] | bool | None = None
     timings_per_token: bool | None = None
     cache_prompt: bool | None = None
     user: str | None = None
@@ -195,7 +203,6 @@ class CompletionRequest(Answering):
     prompt: Prompts
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=2**16)] | bool | None = None
-    prompt_logprobs: Annotated[int, Field(ge=0, le=2**16)] | None = None
     suffix: str | None = None
     best_of: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     response_format: ResponseFormat | None = None
