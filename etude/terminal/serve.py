@@ -75,15 +75,14 @@ class UntilSignal(uvicorn.Server):
     """The first signal ends it when all that runs has finished, the second at once."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called by the system between two instructions."""
+        """Called by the system between two instructions, of itself too: it is a second one if it comes while
+        the first is being told of."""
         if self.should_exit:
             self.force_exit = True
-        else:
-            name = signal.Signals(sig).name
-            os.write(
-                sys.stderr.fileno(), f"{name}: finishing what runs; once more ends it at once\n".encode()
-            )
+            return
         self.should_exit = True
+        name = signal.Signals(sig).name
+        os.write(sys.stderr.fileno(), f"{name}: finishing what runs; once more ends it at once\n".encode())
 
 
 def say(text: str) -> None:
