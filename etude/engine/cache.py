@@ -143,6 +143,17 @@ class PageCache:
         self.references[page] += 1
         return node
 
+    def drop(self, nodes: list[Node]) -> int:
+        """Give up the pages of a path, from its end, as far as they are idle and lead nowhere else."""
+        n_dropped = 0
+        for node in reversed(nodes):
+            if node.children or self.references[node.page] != 1:
+                break
+            self._forget(node.page)
+            self.tree.remove(node)
+            n_dropped += 1
+        return n_dropped
+
     def drop_prefixes(self) -> None:
         """Empty the tree. Held pages stay with their holders; idle ones become free."""
         for page, node in enumerate(self._node_of):

@@ -117,3 +117,19 @@ def import_prefix(core: EngineCore, store: PageStore, ids: NDArray[np.int32], pa
         held.append(parent.page)
     cache.release(held)
     return len(held) * cache.page_tokens
+
+
+def drop_prefix(core: EngineCore, ids: NDArray[np.int32]) -> int:
+    """Forget the cached pages at the end of a prompt that nobody uses; how many tokens they held."""
+    cache = core.cache
+    nodes = cache.match((core.weights_version, None), ids, len(ids) // cache.page_tokens)
+    return cache.drop(nodes) * cache.page_tokens
+
+
+def saved_ids(path: Path) -> NDArray[np.int32]:
+    """The token ids in a file that `read_cache` takes."""
+    data = path.read_bytes()
+    start = len(MAGIC) + 4
+    (n_header,) = struct.unpack_from("<I", data, len(MAGIC))
+    n_tokens = json.loads(data[start : start + n_header])["n_tokens"]
+    return np.frombuffer(data, "<i4", n_tokens, start + n_header).astype(np.int32)

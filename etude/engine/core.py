@@ -274,6 +274,9 @@ class EngineCore:
         readers = []
         for sequence, n_tokens, _ in chunks:
             sequence.n_computed += n_tokens
+            group = sequence.group
+            if group.on_read is not None and not group.was_read:
+                group.on_read(group.n_cached or 0, sequence.n_computed)
             if (sequence.n_stored + 1) * width <= sequence.n_computed:
                 self.scheduler.store_pages(sequence)
             if sequence.n_computed == sequence.n_total and not sequence.ids:

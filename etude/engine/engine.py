@@ -20,7 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from etude.engine.cache import PageCache
-from etude.engine.cachefile import CacheIdentity, export_prefix, import_prefix, read_cache, write_cache
+from etude.engine.cachefile import (
+    CacheIdentity,
+    drop_prefix,
+    export_prefix,
+    import_prefix,
+    read_cache,
+    write_cache,
+)
 from etude.engine.core import Counters, EngineCore, Running
 from etude.engine.driver import Driver, Inbox
 from etude.engine.loader import (
@@ -264,10 +271,15 @@ class Engine:
         arrived: Callable[[Event | BaseException], None],
         *,
         hidden: Literal["all", "last"] | None = None,
+        read: Callable[[int, int], None] | None = None,
     ) -> int:
         """Submit a request whose events `arrived` is called with, by the thread that computes; with an
-        exception when the engine fails. hidden: hidden states of the prompt instead of completions."""
-        return self._driver.submit(self._core.prepare(request, hidden=hidden), Inbox(arrived))
+        exception when the engine fails. hidden: hidden states of the prompt instead of completions. read:
+        called likewise with (n_cached, n_computed) tokens of the prompt, when it is begun and as it is read.
+        """
+        reader = self._core.prepare(request, hidden=hidden)
+        reader.group.on_read = read
+        return self._driver.submit(reader, Inbox(arrived))
 
     def forget(self, request_id: int) -> None:
         """End a watched request before the next step; `arrived` hears no more of it."""
@@ -390,6 +402,13 @@ class Engine:
             raise EtudeError("the weights were changed in place; no prompt cache fits them")
         ids, pages = read_cache(Path(path), self._identity)
         return self._driver.between_steps(lambda: import_prefix(self._core, self._pages, ids, pages))
+
+    def erase_cache(self, prompt: Prompt) -> int:
+        """Forget what is cached of a prompt, from its end, as far as nothing else needs it; how many tokens
+        were.
+        """
+        ids = np.array(ids_of(self.tokenizer, self.chat, prompt), np.int32)
+        return self._driver.between_steps(lambda: drop_prefix(self._core, ids))
 
 
 def _collect(event: Event, results: dict[tuple[int, int], Completion]) -> None:

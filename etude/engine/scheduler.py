@@ -318,7 +318,9 @@ class Scheduler:
         else:
             self.n_reused += len(nodes) * cache.page_tokens
             if sequence.group.n_cached is None:
-                sequence.group.n_cached = len(nodes) * cache.page_tokens
+                sequence.group.n_cached = n_cached = len(nodes) * cache.page_tokens
+                if sequence.group.on_read is not None:
+                    sequence.group.on_read(n_cached, n_cached)
             sequence.n_stored = len(nodes)
             sequence.n_computed = len(nodes) * cache.page_tokens
             sequence.node = nodes[-1] if nodes else None

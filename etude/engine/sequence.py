@@ -8,7 +8,7 @@ the others are forked from it and share its pages.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,8 @@ class HiddenRows:
 class Group:
     """A request and what its completions share. n_open: completions that have not ended; n_cached: prompt
     tokens that were found in the cache, None before it was looked at. weights_version: when it came; renewed:
-    the latest one that came after it, for those who began later.
+    the latest one that came after it, for those who began later. on_read: called with
+    (n_cached, tokens of the prompt that are computed) when it is begun, and after each step that reads it.
     """
 
     id: int
@@ -73,6 +74,7 @@ class Group:
     next_index: int = 1
     was_read: bool = False
     n_cached: int | None = None
+    on_read: Callable[[int, int], None] | None = None
 
     @property
     def n_unstarted(self) -> int:

@@ -104,6 +104,18 @@ def test_dropping_prefixes_leaves_held_pages():
     assert cache.n_available == 3
 
 
+def test_one_prefix_is_dropped_as_far_as_nobody_needs_it():
+    cache, _ = new_cache(8)
+    pages = put(cache, [1, 1, 2, 2, 3, 3])
+    put(cache, [1, 1, 4, 4])
+    nodes = cache.match("base", np.array([1, 1, 2, 2, 3, 3], np.int32), 3)
+    cache.hold(pages[:2])
+    assert cache.drop(nodes) == 1
+    cache.release(pages[:2])
+    assert cache.drop(nodes[:2]) == 1 and cached(cache, [1, 1, 2, 2]) == pages[:1]
+    assert len(cached(cache, [1, 1, 4, 4])) == 2 and cache.n_available == 8
+
+
 def test_the_eviction_queue_does_not_grow_without_end():
     cache, _ = new_cache(4)
     for _ in range(1000):
@@ -164,6 +176,12 @@ class Pool(RuleBasedStateMachine):
     @rule()
     def drop(self) -> None:
         self.cache.drop_prefixes()
+
+    @rule(ids=IDS)
+    def erase(self, ids: list[int]) -> None:
+        nodes = self.cache.match("base", np.array(ids, np.int32), 100)
+        n_left = len(nodes) - self.cache.drop(nodes)
+        assert len(self.cache.match("base", np.array(ids, np.int32), 100)) == n_left
 
     @invariant()
     def references_are_counted(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from etude.engine.engine import Engine
 from etude.model.checkpoint import HFFolder, config_of
 from etude.model.lora import LoraWeights, LowRank
 from etude.model.names import Place
-from etude.records import EtudeError, Request, SamplingParams
+from etude.records import EtudeError, Event, FinishedEvent, Request, SamplingParams
 from tests.engine.test_weights import tensors_of
 from tests.engine.tiny import GREEDY, PROMPT, open_tiny
 from tests.model.tiny_models import FIXTURES, write_twin
@@ -268,3 +269,35 @@ def test_prompt_caches_that_do_not_fit(tmp_path: Path, tiny: Engine) -> None:
         tiny.load_cache(tmp_path / "absent")
     with pytest.raises(EtudeError, match="cannot be written"):
         tiny.save_cache(tmp_path / "absent" / "x", PROMPT)
+
+
+def test_a_cached_prompt_can_be_erased(tiny: Engine) -> None:
+    prompt = list(range(5, 5 + 3 * tiny.page_tokens + 1))
+
+    def n_cached() -> int:
+        [[completion]] = tiny.generate([prompt], max_tokens=1)
+        return completion.n_cached
+
+    n_cached()
+    assert n_cached() == 3 * tiny.page_tokens
+    assert tiny.erase_cache(prompt) == 3 * tiny.page_tokens
+    assert n_cached() == 0 and tiny.erase_cache([1]) == 0
+
+
+def test_a_watched_prompt_tells_how_far_it_is(tiny: Engine) -> None:
+    """First what was cached, before anything is computed; then each step."""
+    width = tiny.page_tokens
+    prompt = list(range(5, 5 + width + 3))
+    for n_cached in (0, width):
+        told: list[tuple[int, int]] = []
+        ended = threading.Event()
+
+        def arrived(event: Event | BaseException, ended: threading.Event = ended) -> None:
+            if isinstance(event, FinishedEvent):
+                ended.set()
+
+        request = Request(tuple(prompt), SamplingParams(max_tokens=3, ignore_eos=True))
+        tiny.watch(request, arrived, read=lambda n_cached, n_done, told=told: told.append((n_cached, n_done)))
+        assert ended.wait(30)
+        assert told[0] == (n_cached, n_cached) and told[-1] == (n_cached, len(prompt))
+        assert [done for _, done in told] == sorted({done for _, done in told})
