@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from etude.engine.text import TextCutter
 from etude.records import Completion, EtudeError, Event, Finish, FinishedEvent, Request, TopLogprobs
 from etude.serve.models import ServedModel
+from etude.serve.timings import Reading, timings_of
 from etude.serve.types_openai import StreamOptions
 
 
@@ -26,7 +27,8 @@ from etude.serve.types_openai import StreamOptions
 class Delta:
     """What was added to a choice. Per-token fields have equal length (top_logprobs: or none). completion: the
     whole, with the last delta. text: without the token that ended it, nor what may yet become a stop
-    string. pieces: the text that each token made certain; what the end set free besides is in `text` only."""
+    string. pieces: the text that each token made certain; what the end set free besides is in `text` only.
+    readings: how far the prompt was, before any of this, where that was asked for."""
 
     choice: int
     text: str = ""
@@ -37,6 +39,7 @@ class Delta:
     top_logprobs: list[TopLogprobs] = field(default_factory=list)
     finish: Finish | None = None
     completion: Completion | None = None
+    readings: list[Reading] = field(default_factory=list)
 
 
 class Writing:
@@ -73,6 +76,7 @@ class Writing:
 
 class Generation:
     """Runs requests on a model and collects what comes. special: control tokens are part of the text.
+    shows_reading: deltas tell how far prompts are; readings: that, of each prompt.
     admitted: it did not have to wait for the end of a pause, or does no more. ended: nothing of it runs.
 
     Made by `Server.generate`, which also counts it; whoever has it must call `close`.
@@ -84,6 +88,7 @@ class Generation:
         requests: Sequence[Request],
         *,
         special: bool = False,
+        shows_reading: bool = False,
         closed: Callable[[Generation], None] = lambda generation: None,
     ) -> None:
         self.model = model
@@ -91,12 +96,14 @@ class Generation:
         self.n = self.requests[0].n
         self.n_choices = self.n * len(self.requests)
         self.writings = [Writing(model, request, special) for request in requests for _ in range(request.n)]
+        self.readings = [Reading(len(request.prompt_ids)) for request in requests]
         self.started_s = time.perf_counter()
         self.closed = False
         self.admitted = False
         self.ended = asyncio.Event()
         self._aborted = False
         self._on_close = closed
+        self._shows_reading = shows_reading
         self._running: list[int] = []
         self._pending: dict[int, Delta] = {}
         self._failure: BaseException | None = None
@@ -116,7 +123,8 @@ class Generation:
         for at, request in enumerate(self.requests):
             take = partial(self._take, at * self.n)
             arrived = partial(_arrived, put, take)
-            self._running.append(self.model.engine.watch(request, arrived))
+            read = partial(_read, put, partial(self._take_reading, at))
+            self._running.append(self.model.engine.watch(request, arrived, read=read))
         if self.closed:  # meanwhile, by a client that has gone
             self._forget()
         elif self._aborted:
@@ -148,10 +156,24 @@ class Generation:
             self.ended.set()
         self._wake.set()
 
-    def _add(self, choice: int, event: Event, now_s: float) -> None:
+    def _take_reading(self, at: int, told: tuple[float, int, int]) -> None:
+        """In the event loop: how far prompt `at` is."""
+        now_s, n_cached, n_done = told
+        reading = self.readings[at]
+        reading.take(n_cached, n_done, now_s)
+        if self._shows_reading:
+            self._delta_of(at * self.n).readings.append(replace(reading))
+            self._wake.set()
+
+    def _delta_of(self, choice: int) -> Delta:
+        """What the reader has not seen yet of a choice."""
         delta = self._pending.get(choice)
         if delta is None:
             delta = self._pending[choice] = Delta(choice)
+        return delta
+
+    def _add(self, choice: int, event: Event, now_s: float) -> None:
+        delta = self._delta_of(choice)
         text = self.writings[choice].take(event, now_s)
         delta.text += text
         if event.token_ids:
@@ -208,9 +230,8 @@ class Generation:
 
     @property
     def n_cached(self) -> int:
-        """Prompt tokens that were found in the cache; known when a completion has ended."""
-        firsts = (self.writings[at * self.n].completion for at in range(len(self.requests)))
-        return sum(completion.n_cached for completion in firsts if completion is not None)
+        """Prompt tokens that were found in the cache."""
+        return sum(reading.n_cached for reading in self.readings)
 
     @property
     def n_predicted(self) -> int:
@@ -251,23 +272,19 @@ class Generation:
         """llama.cpp's timings object, of everything or of one choice, of which only `n_predicted` tokens
         count. The prompt's time ends with the first token, which costs no step of its own: the rate is that
         of the others."""
-        writings = self.writings if choice is None else [self.writings[choice]]
+        writings, readings = self.writings, self.readings
+        if choice is not None:
+            writings, readings = [writings[choice]], [readings[choice // self.n]]
         begun = [writing for writing in writings if writing.n_tokens]
-        last_s = max((writing.last_s for writing in writings), default=0.0) or time.perf_counter()
-        first_s = min((writing.first_s for writing in begun), default=last_s)
-        n_prompt, n_cached = (self.n_prompt, self.n_cached) if choice is None else self._prompt_of(choice)
-        n = self.n_predicted if n_predicted is None and choice is None else n_predicted
-        n = writings[0].n_tokens if n is None else n
-        n_read = max(n_prompt - n_cached, 0)
-        prompt = _rate("prompt", n_read, n_read, 1e3 * (first_s - self.started_s))
+        n = sum(writing.n_tokens for writing in writings) if n_predicted is None else n_predicted
+        n_cached = sum(reading.n_cached for reading in readings)
+        n_read = sum(max(reading.n_done - reading.n_cached, 0) for reading in readings)
+        began_s = min((reading.begun_s for reading in readings if reading.begun_s), default=self.started_s)
+        last_read_s = max((reading.at_s for reading in readings), default=0.0) or began_s
+        first_s = min((writing.first_s for writing in begun), default=last_read_s)
+        last_s = max((writing.last_s for writing in begun), default=first_s)
         steps = max(n - len(begun), 0)
-        return {"cache_n": n_cached} | prompt | _rate("predicted", n, steps, 1e3 * (last_s - first_s))
-
-    def _prompt_of(self, choice: int) -> tuple[int, int]:
-        """(tokens, of them cached) of the prompt that a choice answers."""
-        at = choice // self.n
-        completion = self.writings[at * self.n].completion
-        return len(self.requests[at].prompt_ids), 0 if completion is None else completion.n_cached
+        return timings_of(n_cached, n_read, 1e3 * (first_s - began_s), n, steps, 1e3 * (last_s - first_s))
 
 
 def _arrived(
@@ -279,10 +296,11 @@ def _arrived(
     put(take, (time.perf_counter(), event))
 
 
-def _rate(name: str, n: int, n_timed: int, ms: float) -> dict[str, Any]:
-    return {
-        f"{name}_n": n,
-        f"{name}_ms": ms,
-        f"{name}_per_token_ms": ms / n_timed if n_timed else 0.0,
-        f"{name}_per_second": 1e3 * n_timed / ms if n_timed and ms > 0 else 0.0,
-    }
+def _read(
+    put: Callable[[Callable[[Any], None], Any], None],
+    take: Callable[[Any], None],
+    n_cached: int,
+    n_done: int,
+) -> None:
+    """In the computing thread."""
+    put(take, (time.perf_counter(), n_cached, n_done))

@@ -13,6 +13,7 @@ from etude.serve.native_settings import Shown, kept_tokens, lora_of, settings_of
 from etude.serve.native_text import shown_text
 from etude.serve.openai_json import LEAST
 from etude.serve.slot_table import SlotTable
+from etude.serve.timings import Reading
 from etude.serve.types_native import Predicting
 
 
@@ -40,6 +41,11 @@ class NativeAnswer:
     def loose(self, at: int, choice: NativeChoice) -> dict[str, Any]:
         """Text that no token brought."""
         return self._partial(at, choice.loose, [], len(choice.token_ids))
+
+    def reading(self, at: int, reading: Reading) -> dict[str, Any]:
+        """How far the prompt is."""
+        found = self._partial(at, "", [], 0) | {"prompt_progress": reading.progress()}
+        return found | {"timings": reading.timings()} if self._asked.timings_per_token else found
 
     def _partial(self, at: int, text: str, ids: list[int], n_predicted: int) -> dict[str, Any]:
         return {

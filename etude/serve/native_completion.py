@@ -114,7 +114,8 @@ async def completion(request: HttpRequest) -> Response:
 async def answer_native(request: HttpRequest, server: Server, work: NativeWork) -> Response:
     """Generate and answer, as a stream if it was asked for."""
     asked = work.asked
-    starting = server.generate(asked.model, work.make, slot=asked.id_slot)
+    shows_reading = bool(asked.stream and asked.return_progress)
+    starting = server.generate(asked.model, work.make, slot=asked.id_slot, shows_reading=shows_reading)
     generation = await until_gone(request, starting)
     answer = NativeAnswer(asked, work.n_probs, generation, server.slots_of(generation.model))
     running = RunningAnswer(asked, generation, answer)
@@ -157,6 +158,8 @@ class RunningAnswer:
         done: set[int] = set()
         async for delta in self._generation.deltas():
             choice = self._choices[delta.choice]
+            for reading in delta.readings:
+                yield event(self._answer.reading(delta.choice, reading))
             for at in self._take(delta):
                 yield event(self._answer.partial(delta.choice, choice, at))
             if choice.loose and delta.choice not in done:

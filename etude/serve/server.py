@@ -52,6 +52,7 @@ class Server:
         self.pool = pool
         self.totals = Totals()
         self.started_at = time.time()
+        self.changing = asyncio.Lock()  # weights or adapters: one change after another
         self.stopping = False  # streams that have no end of their own end now
         self.runs = None if settings.runs_folder is None else RunStore(settings.runs_folder)
         self.active: dict[int, Generation] = {}
@@ -83,9 +84,11 @@ class Server:
         *,
         special: Callable[[ServedModel], bool] = lambda model: False,
         slot: int | None = None,
+        shows_reading: bool = False,
     ) -> Generation:
         """Start the requests that `make` gives for a model; it runs in a thread, where templates and
         tokenizers may take their time. The caller closes the generation. slot: the one it would like.
+        shows_reading: its deltas tell how far prompts are.
 
         ApiError 404: no such model; 429: too much waits. EtudeError: a request could never run.
         """
@@ -99,7 +102,11 @@ class Server:
             self._n_running += n
             serial = next(self._serials)
             generation = Generation(
-                model, requests, special=special(model), closed=lambda ended: self._ended(serial, ended)
+                model,
+                requests,
+                special=special(model),
+                shows_reading=shows_reading,
+                closed=lambda ended: self._ended(serial, ended),
             )
             self.active[serial] = generation
             self.slots_of(model).add(serial, generation, slot)

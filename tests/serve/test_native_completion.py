@@ -212,3 +212,26 @@ def test_a_slot_may_be_wished_for(client: TestClient) -> None:
     assert complete(client, id_slot=5)["id_slot"] == 5
     assert complete(client, id_slot=10**6)["id_slot"] == 0
     assert all(math.isfinite(value) for value in complete(client)["timings"].values())
+
+
+def test_a_long_prompt_tells_how_far_it_is(client: TestClient) -> None:
+    ids = [3 + at % 250 for at in range(200)]
+    parts = streamed(client, prompt=ids, return_progress=True, timings_per_token=True)
+    told = [part for part in parts if "prompt_progress" in part]
+    first, last = told[0]["prompt_progress"], told[-1]["prompt_progress"]
+    assert first == {"total": 200, "cache": 0, "processed": 0, "time_ms": 0}
+    assert last["processed"] == 200 and told == parts[: len(told)]
+    assert told[0]["timings"]["prompt_n"] == told[0]["timings"]["prompt_ms"] == 0
+    times = [part["timings"]["prompt_ms"] for part in parts]
+    assert times == sorted(times) and times[-1] > 0 and parts[-1]["timings"]["prompt_n"] == 200
+    again = streamed(client, prompt=ids, return_progress=True)
+    assert again[0]["prompt_progress"]["cache"] == again[0]["prompt_progress"]["processed"] == 192
+    assert again[-1]["timings"]["cache_n"] == 192 and again[-1]["timings"]["prompt_n"] == 8
+    assert not any("prompt_progress" in part for part in streamed(client, prompt=ids))
+
+
+def test_the_first_token_costs_no_step(client: TestClient) -> None:
+    timings = complete(client, n_predict=1)["timings"]
+    assert timings["predicted_n"] == 1 and timings["predicted_per_second"] == 0
+    timings = complete(client, ignore_eos=True)["timings"]
+    assert timings["predicted_per_second"] == pytest.approx(5e3 / timings["predicted_ms"])
