@@ -1,0 +1,56 @@
+// What the server is: its models, the defaults of its samplers, whether it shows runs; and whether it wants a key.
+import { api, ApiFailure, whenUnauthorized } from './api';
+import { settings } from './settings.svelte';
+import type { Model, Sampling, Session } from './types';
+
+class ServerSession {
+  models: Model[] = $state.raw([]);
+  defaults: Sampling = $state.raw({});
+  runs = $state(false);
+  version = $state('');
+  error = $state('');
+  needsKey = $state(false);
+  ready = $state(false);
+
+  constructor() {
+    whenUnauthorized(() => (this.needsKey = true));
+  }
+
+  /** Read everything. Failing to is shown by the page, with a way to try again. */
+  async load(): Promise<void> {
+    this.error = '';
+    try {
+      const [found] = await Promise.all([api.get<Session>('/api/session'), this.refreshModels(true)]);
+      this.defaults = found.defaults;
+      this.runs = found.runs;
+      this.version = found.version;
+      this.ready = true;
+    } catch (error) {
+      if (error instanceof ApiFailure && error.status === 401) return;
+      this.error = error instanceof Error ? error.message : String(error);
+    }
+  }
+
+  /** What is known of a model changes when it is loaded. */
+  async refreshModels(loudly = false): Promise<void> {
+    try {
+      this.models = (await api.get<{ data: Model[] }>('/v1/models')).data;
+    } catch (error) {
+      if (loudly) throw error;
+    }
+  }
+
+  async useKey(key: string): Promise<void> {
+    settings.set({ key });
+    this.needsKey = false;
+    await this.load();
+  }
+
+  /** Tokens that fit a model's context, as far as it is known yet. */
+  contextOf(model: string | undefined): number | null {
+    const found = this.models.find(({ id, aliases }) => id === model || (model !== undefined && aliases?.includes(model)));
+    return found?.meta?.n_ctx ?? null;
+  }
+}
+
+export const session = new ServerSession();
