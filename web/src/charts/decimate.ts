@@ -36,33 +36,6 @@ export function lttb(points: Points, count: number): Points {
   return { x, y };
 }
 
-/** Lowest and highest of each of `count` equal ranges of x, for the faint curve behind a smoothed one. */
-export function envelope(points: Points, count: number): { x: Float64Array; low: Float64Array; high: Float64Array } {
-  const n = points.x.length;
-  if (n <= count) return { x: Float64Array.from(points.x), low: Float64Array.from(points.y), high: Float64Array.from(points.y) };
-  const start = points.x[0]!;
-  const span = points.x[n - 1]! - start || 1;
-  const middle: number[] = [];
-  const low: number[] = [];
-  const high: number[] = [];
-  let current = -1;
-  for (let i = 0; i < n; i++) {
-    const bucket = Math.min(count - 1, Math.floor(((points.x[i]! - start) / span) * count));
-    const value = points.y[i]!;
-    if (bucket !== current) {
-      current = bucket;
-      middle.push(points.x[i]!);
-      low.push(value);
-      high.push(value);
-    } else {
-      const last = low.length - 1;
-      if (value < low[last]!) low[last] = value;
-      if (value > high[last]!) high[last] = value;
-    }
-  }
-  return { x: Float64Array.from(middle), low: Float64Array.from(low), high: Float64Array.from(high) };
-}
-
 function meanOf(points: Points, from: number, to: number): [number, number] {
   let x = 0;
   let y = 0;

@@ -22,6 +22,8 @@ export interface Series {
   readonly raw?: Points;
   /** Seeds, an interval, or the extremes of bins. */
   readonly band?: Band;
+  /** What hides it together with others: its group of runs. */
+  readonly group?: string;
   /** Runs behind a mean. */
   readonly count?: number;
   readonly dash?: string;
