@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Mount
 
 from etude.serve import (
@@ -28,6 +27,7 @@ from etude.serve import (
     status,
 )
 from etude.serve.access import KeyCheck, RequestIds
+from etude.serve.cors import Cors
 from etude.serve.errors import ApiError, ClientGone, answer_error
 from etude.serve.models import ModelPool
 from etude.serve.server import Server
@@ -69,15 +69,7 @@ def create_app(settings: ServeSettings, pool: ModelPool) -> Starlette:
 def _middleware(settings: ServeSettings) -> list[Middleware]:
     middleware = [Middleware(RequestIds)]
     if settings.cors_origins:
-        middleware.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=settings.cors_origins,
-                allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
-                allow_headers=["*"],
-                expose_headers=["X-Request-Id"],
-            )
-        )
+        middleware.append(Middleware(Cors, settings=settings))
     middleware.append(Middleware(KeyCheck, settings=settings))
     return middleware
 

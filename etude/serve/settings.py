@@ -18,11 +18,12 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 class ServeSettings:
     """api_keys: one of them opens everything but what changes the server; none: open. admin_keys: one of
     them opens all; none: nothing changes weights or adapters. cors_origins: web pages of other hosts that may
-    ask; "*" is any. max_queue: completions that run or wait at once, more are refused with 429.
-    write_timeout_s: a client that takes nothing for so long is dropped. prefix: what stands before every
-    path. slot_folder: where requests may save prompt caches, weights_folder and adapters_folder: where those
-    lie that may be loaded while it runs; None: nowhere. runs_folder: of the runs that the pages show.
-    data_folder: where conversations are kept; None: in memory, until the server ends.
+    ask; "*" is any, "localhost" those of this machine; cors_credentials: with cookies and passwords.
+    max_queue: completions that run or wait at once, more are refused with 429. write_timeout_s: a client that
+    takes nothing for so long is dropped. prefix: what stands before every path. slot_folder: where requests
+    may save prompt caches, weights_folder and adapters_folder: where those lie that may be loaded while it
+    runs; None: nowhere. runs_folder: of the runs that the pages show. data_folder: where conversations are
+    kept; None: in memory, until the server ends.
     """
 
     host: str = "127.0.0.1"
@@ -30,6 +31,7 @@ class ServeSettings:
     api_keys: tuple[str, ...] = ()
     admin_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    cors_credentials: bool = False
     max_queue: int = MAX_QUEUE
     max_body_bytes: int = MAX_BODY_BYTES
     write_timeout_s: float = 600.0

@@ -117,6 +117,8 @@ def listener(options: Options, settings: ServeSettings) -> socket.socket:
 
 def settings_of(options: Options) -> ServeSettings:
     """What the flags say of the server itself."""
+    if options["cors_origins"] is None:
+        options.refuse_without_effect(("cors_credentials",), "no effect without --cors-origins")
     prefix = options["api_prefix"].rstrip("/")
     if prefix and not prefix.startswith("/"):
         raise options.error("api_prefix", f"got {options['api_prefix']!r}, it must begin with /")
@@ -125,6 +127,7 @@ def settings_of(options: Options) -> ServeSettings:
         port=options["port"],
         api_keys=api_keys(options),
         cors_origins=words(options["cors_origins"]),
+        cors_credentials=options["cors_credentials"],
         max_queue=options["max_queue"],
         max_body_bytes=options["max_body_mb"] << 20,
         write_timeout_s=float(options["timeout"]),

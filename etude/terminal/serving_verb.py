@@ -38,7 +38,11 @@ LISTEN = Group(
         Flag(("--api-prefix",), "api_prefix", "what every path begins with, such as /llm", str, "PREFIX", "",
              env="LLAMA_ARG_API_PREFIX"),
         Flag(("--cors-origins",), "cors_origins", "web pages of these origins may ask, separated by commas "
-             "(default: none; *: any)", str, "ORIGINS", env="LLAMA_ARG_CORS_ORIGINS"),
+             "(default: none; *: any; localhost: of this machine)", str, "ORIGINS",
+             env="LLAMA_ARG_CORS_ORIGINS"),
+        Flag(("--cors-credentials",), "cors_credentials", "they may send cookies and passwords, which a proxy "
+             "before this server may ask for", default=False, off=("--no-cors-credentials",),
+             env="LLAMA_ARG_CORS_CREDENTIALS"),
         Flag(("-to", "--timeout"), "timeout", "seconds after which a client that reads nothing is dropped",
              integer(1), default=600, env="LLAMA_ARG_TIMEOUT"),
         Flag(("--sse-ping-interval",), "sse_ping_interval", "seconds of silence after which a stream gets a "
@@ -133,9 +137,9 @@ REFUSED = (
             ("LLAMA_ARG_MODELS_PRESET",), (), 1),
     Refusal(("--models-autoload",), "", ("LLAMA_ARG_MODELS_AUTOLOAD",), _YES),
     Refusal(("--reuse-port",), "one process listens at a port", ("LLAMA_ARG_REUSE_PORT",), _NO),
-    Refusal(("--cors-methods", "--cors-headers", "--cors-credentials", "--no-cors-credentials"),
+    Refusal(("--cors-methods", "--cors-headers"),
             "--cors-origins decides; methods and headers are those that the routes have",
-            ("LLAMA_ARG_CORS_METHODS", "LLAMA_ARG_CORS_HEADERS", "LLAMA_ARG_CORS_CREDENTIALS"), (), 1),
+            ("LLAMA_ARG_CORS_METHODS", "LLAMA_ARG_CORS_HEADERS"), (), 1),
 )  # fmt: skip
 
 SERVE = Verb(

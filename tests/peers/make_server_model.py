@@ -39,16 +39,16 @@ WIDTH, LAYERS, HEADS, KV_HEADS, FF = 64, 5, 8, 4, 172
 CONTEXT = 8192
 CHARACTERS = "!\"',.?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz▁"
 PIECES = """
-▁the ▁t he ▁a ▁s ▁be in re ▁you her er it ha an nd te on ▁h en is li ve ll hin ▁yo ▁belie ▁aliqu ▁dolor
-▁she be hi ▁thi rite ar ore es ▁very om bo abo ▁your ▁fu ▁c ▁life ▁func nctio ▁Writ dolor wa ▁n un ▁ho
-she do ▁p ▁pla pla play ▁ver ▁not ut ted ok bout el ello ▁is yo ▁are et beli elie eani anin ite unc will
-▁Te ▁Bo <|im _end What aliq ▁con dolo ▁u im ▁littl ▁playe ▁v ▁m oo prince everyo ▁could ▁share ▁their
-▁sudde uddenl ddenly starte ▁somet ething ▁syste assist ssista Hey<|i coding commod sectet ercita tation
-bonacc fugiat ▁minim ariatu ▁ullam ▁venia ti ▁litt ▁g ▁girl ▁near orest ▁ball layed ▁su sai ▁want ▁se
-▁behi ▁shin inc ncess frien hello llo ▁here ether ▁ev miled ughed becau ▁coul oul ul lie ean going think
-would ▁when whe syste ystem wil y<|im im_ _en ▁W ▁Fran ▁Hell ▁ad liq ita ectet onseq dol ercit ation
-onacc nacci ugiat ▁inci cidid idunt ▁ipsu ▁irur abore bor ▁long ▁magn ▁nisi ostru tru nulla lla ariat
-rompt ▁te ▁ulla ullam lamco venia
+▁the ▁t he ▁a ▁and ▁w ▁b hat in er ▁they at re ▁f ▁you her an nd te ing ▁i ou ve ver ▁e ▁Hey ed st en li
+▁sh you ▁co unctio ▁He ▁brown ▁conse ▁dolor ▁she very ▁fro ▁o se do ▁abou about ▁your ▁c thi thing ▁with
+eliev aning ▁func ction Hey ▁brow ▁over wa ▁n un ▁in ▁ho she al ▁p ery ▁hap ▁her ▁not ro ut ok ▁abo abou
+your tha ever ▁it ▁bes with elie liev eani ite Tes ▁H qu ▁bro ▁fox ▁ove end| nd|> ▁Wha liqu ▁con ▁dol
+dolo olor labo ▁u im ▁house forest played ▁happy ▁m wanted incess lo everyo smiled laughe ▁becau becaus
+▁could ▁share ▁thing sudden methin mp ▁Hey<| ▁Lorem piscin aliqua aliqui ▁commo ommodo dolore aboris
+ostrud ▁paria pariat ariatu ho ad og playe happy ▁brig aid behin ehind found ▁ab ab rince inces ell
+▁name ▁have fu smile il ▁coul oul uld ▁thei wi wit lie iev ▁star ▁when raine ▁user syste ystem assis nct
+hic y<|im im_ m_e ▁Th ▁W Wha Wri ▁Lore pisci liq iqu qua ▁amet ita ▁chat onseq ▁elit ▁ex tat bonac fugia
+▁inci incid
 """.split()
 """The earlier of two is merged first."""
 

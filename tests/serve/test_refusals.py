@@ -127,11 +127,41 @@ def test_other_origins_are_not_let_in_unless_asked(tiny: Path) -> None:
     with client_of(tiny, api_keys=("k",)) as client:
         assert "access-control-allow-origin" not in client.get("/health", headers=ask).headers
     with client_of(tiny, api_keys=("k",), cors_origins=("http://page",)) as client:
+        ask["Access-Control-Request-Headers"] = "authorization"
         allowed = client.options(CHAT, headers=ask)
-        assert allowed.status_code == 200
+        assert allowed.status_code == 200 and allowed.headers["vary"] == "Origin"
         assert allowed.headers["access-control-allow-origin"] == "http://page"
+        assert allowed.headers["access-control-allow-headers"] == "authorization"
+        assert "access-control-allow-credentials" not in allowed.headers
+        refused = client.post(CHAT, json=HELLO, headers={"Origin": "http://page"})
+        assert refused.status_code == 401 and refused.headers["access-control-allow-origin"] == "http://page"
         other = client.options(CHAT, headers=ask | {"Origin": "http://other"})
-        assert "access-control-allow-origin" not in other.headers
+        assert other.status_code == 200 and "access-control-allow-origin" not in other.headers
+        answer = client.get("/health", headers={"Origin": "http://other"})
+        assert "access-control-allow-origin" not in answer.headers
+        assert client.options(CHAT).status_code == 401  # no question of a browser
+
+
+@pytest.mark.parametrize(
+    ("origins", "credentials", "origin", "answered"),
+    [
+        (("*",), False, "http://page", "*"),
+        (("*",), True, "http://page", "http://page"),
+        (("localhost",), False, "http://localhost:3000", "http://localhost:3000"),
+        (("localhost",), False, "http://[::1]", "http://[::1]"),
+        (("localhost",), True, "http://localhost.evil.com", None),
+        (("localhost", "http://page"), False, "http://page", "http://page"),
+        (("http://page",), True, "http://page:80", None),
+    ],
+)
+def test_origins(
+    tiny: Path, origins: tuple[str, ...], credentials: bool, origin: str, answered: str | None
+) -> None:
+    with client_of(tiny, cors_origins=origins, cors_credentials=credentials) as client:
+        headers = client.get("/health", headers={"Origin": origin}).headers
+    assert headers.get("access-control-allow-origin") == answered
+    expected = "true" if credentials and answered else None
+    assert headers.get("access-control-allow-credentials") == expected
 
 
 def test_every_answer_has_an_id(client: TestClient) -> None:
