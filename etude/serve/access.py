@@ -17,8 +17,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from etude.serve.errors import ApiError
 from etude.serve.settings import ServeSettings
 
-PUBLIC = frozenset({"/health", "/v1/health", "/openapi.json"})
+PAGES = ("", "/", "/index.html", "/favicon.ico", "/favicon.svg")
+PUBLIC = frozenset({"/health", "/v1/health", "/openapi.json", *PAGES})
+PUBLIC_FILES = "/assets/"
 MAX_ID = 128
+
+
+def is_public(path: str) -> bool:
+    """Whether no key is asked for: the pages come without one, and ask their user for it."""
+    return path in PUBLIC or path.startswith(PUBLIC_FILES)
 
 
 def key_of(headers: Headers) -> str | None:
@@ -74,7 +81,7 @@ class KeyCheck:
         path = scope["path"].removeprefix(settings.prefix)
         key = key_of(Headers(scope=scope))
         valid = settings.api_keys + settings.admin_keys
-        if not settings.api_keys or path in PUBLIC or is_one_of(key, valid):
+        if not settings.api_keys or is_public(path) or is_one_of(key, valid):
             return None
         return ApiError(401, "Invalid API Key", code="invalid_api_key")
 

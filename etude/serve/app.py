@@ -18,10 +18,12 @@ from starlette.routing import BaseRoute, Mount
 from etude.serve import (
     chat,
     completions,
+    conversations,
     embeddings,
     native_completion,
     native_text,
     openapi,
+    pages,
     properties,
     runs,
     status,
@@ -30,10 +32,14 @@ from etude.serve.access import KeyCheck, RequestIds
 from etude.serve.cors import Cors
 from etude.serve.errors import ApiError, ClientGone, answer_error
 from etude.serve.models import ModelPool
+from etude.serve.origin import OwnPages
 from etude.serve.server import Server
 from etude.serve.settings import ServeSettings
 
-ROUTE_MODULES = (status, chat, completions, embeddings, native_text, native_completion, properties, runs)
+ROUTE_MODULES = (
+    status, chat, completions, embeddings, native_text, native_completion, properties, runs, conversations,
+    pages,
+)  # fmt: skip
 IDLE_CHECK_S = 1.0
 
 
@@ -49,6 +55,7 @@ def create_app(settings: ServeSettings, pool: ModelPool) -> Starlette:
         finally:
             watcher.cancel()
             await pool.close()
+            server.close()
 
     routes: list[BaseRoute] = [route for module in ROUTE_MODULES for route in module.ROUTES]
     operations = [operation for module in ROUTE_MODULES for operation in module.OPERATIONS]
@@ -70,6 +77,7 @@ def _middleware(settings: ServeSettings) -> list[Middleware]:
     middleware = [Middleware(RequestIds)]
     if settings.cors_origins:
         middleware.append(Middleware(Cors, settings=settings))
+    middleware.append(Middleware(OwnPages, settings=settings))
     middleware.append(Middleware(KeyCheck, settings=settings))
     return middleware
 

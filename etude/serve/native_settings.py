@@ -100,6 +100,11 @@ def kept_tokens(model: ServedModel) -> int:
     return keep - model.engine.tokenizer.add_bos if keep is not None and keep > 0 else keep or 0
 
 
+def sampler_settings(params: SamplingParams) -> dict[str, Any]:
+    """Those that need no model: what the samplers do, and in which order."""
+    return {**_chain(params), **_repetition(params), "samplers": list(params.samplers)}
+
+
 def _chain(params: SamplingParams) -> dict[str, Any]:
     dynamic = params.dynamic_temperature or DynamicTemperature(0.0)
     xtc = params.xtc or Xtc(0.0)

@@ -27,6 +27,7 @@ from etude.runlog.rows import rows_of
 from etude.runlog.tail import Tail
 from etude.serve.errors import ApiError
 from etude.serve.operations import Operation
+from etude.serve.query import whole
 from etude.serve.run_store import RunStore
 from etude.serve.run_summary import details, settings_of, summaries
 from etude.serve.run_tokens import SORTS, plain, rollout_page, with_texts
@@ -206,16 +207,6 @@ def _step(request: Request) -> int:
     if not re.fullmatch(r"[0-9]{1,12}", text):
         raise ApiError(404, f"there is no step {text!r}", param="step", code="step_not_found")
     return int(text)
-
-
-def whole(request: Request, name: str, default: int | None, low: int, high: int = 1 << 53) -> int | None:
-    """A whole number of the query. ApiError 400 for anything else."""
-    text = request.query_params.get(name)
-    if text is None:
-        return default
-    if re.fullmatch(r"-?[0-9]{1,16}", text) and low <= int(text) <= high:
-        return int(text)
-    raise ApiError(400, f"{name} is {text!r}; it must be a whole number from {low} to {high}", param=name)
 
 
 ROUTES = [

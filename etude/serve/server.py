@@ -18,6 +18,8 @@ from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
 
 from etude.records import Request
+from etude.serve.assets import Site
+from etude.serve.conversation_file import ConversationFile
 from etude.serve.errors import ApiError
 from etude.serve.generation import Generation
 from etude.serve.models import ModelPool, ServedModel
@@ -54,6 +56,8 @@ class Server:
         self.started_at = time.time()
         self.changing = asyncio.Lock()  # weights or adapters: one change after another
         self.stopping = False  # streams that have no end of their own end now
+        self.site = Site()
+        self.conversations = ConversationFile(settings.data_folder) if settings.shows_pages else None
         self.runs = None if settings.runs_folder is None else RunStore(settings.runs_folder)
         self.active: dict[int, Generation] = {}
         self.known_props: dict[str, dict[str, Any]] = {}  # by model: what is said of it while it sleeps
@@ -66,6 +70,11 @@ class Server:
     def n_running(self) -> int:
         """Completions that run or wait."""
         return self._n_running
+
+    def close(self) -> None:
+        """What the server itself has opened."""
+        if self.conversations is not None:
+            self.conversations.close()
 
     async def body(self, request: HttpRequest, kind: type[Body]) -> Body:
         """The request's JSON, checked. ApiError 413 or ValidationError."""
