@@ -35,14 +35,16 @@ MEMO_WORD_LENGTH = 64
 class Tokenizer:
     """Encodes and decodes; see the module. Safe to share between threads.
 
-    bos_id, eos_id: None if the model has none. eog_ids: tokens that end a generation. add_bos, add_eos:
-    whether `encode` puts them around a text.
+    bos_id, eos_id: None if the model has none. eog_ids: tokens that end a generation. fim_ids: those for
+    filling in, as far as there are any: fim_pre, fim_suf, fim_mid, fim_pad, fim_rep, fim_sep. add_bos,
+    add_eos: whether `encode` puts them around a text.
     """
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
         self._vocabulary = vocabulary = Vocabulary.from_metadata(metadata)
         self.n_vocab = len(vocabulary.texts)
+        self.fim_ids = vocabulary.fim_ids
         self.bos_id, self.eos_id, self.eog_ids = vocabulary.bos_id, vocabulary.eos_id, vocabulary.eog_ids
         kind = _SentencePiece if vocabulary.model == "llama" else _ByteLevel
         self._encoder: _SentencePiece | _ByteLevel = kind(metadata, vocabulary)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from typing import Any, Literal
@@ -72,6 +72,7 @@ class Vocabulary:
     unknown_id: int | None
     eog_ids: frozenset[int]
     strip_right: frozenset[int] = frozenset()  # tokens that swallow the whitespace after them (Phi-3)
+    fim_ids: Mapping[str, int] = field(default_factory=dict)  # by the kinds of FIM_TEXTS
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Vocabulary:
@@ -89,7 +90,10 @@ class Vocabulary:
         for token_id in (*middle.values(), *(ids[text] for text in EOG_TEXTS if text in ids)):
             kinds[token_id] = Kind.CONTROL  # whatever the file says: some say that <|im_end|> is text
         eog_ids = _end_of_generation(metadata, ids, eos, middle)
-        return cls(model, texts, kinds, ids, bos, eos, unknown, eog_ids, _strip_right(metadata, ids, kinds))
+        given = {kind: _token_id(metadata, kind, len(texts), middle.get(kind)) for kind in FIM_TEXTS}
+        fim_ids = {kind: token_id for kind, token_id in given.items() if token_id is not None}
+        strip_right = _strip_right(metadata, ids, kinds)
+        return cls(model, texts, kinds, ids, bos, eos, unknown, eog_ids, strip_right, fim_ids)
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token is hidden in text and parses only when asked for."""

@@ -55,6 +55,7 @@ async def vectors(server: Server, model: ServedModel, prompts: list[tuple[int, .
     """The mean of each prompt's rows, scaled to length 1 (N, D)."""
     with server.reserved(len(prompts)):
         rows = await asyncio.gather(*(hidden_rows(model, ids) for ids in prompts))
+    server.totals.prompt_tokens += sum(map(len, prompts))
     means = np.stack([each.mean(axis=0, dtype=np.float64) for each in rows])
     norms = np.linalg.norm(means, axis=1, keepdims=True)
     return np.asarray(means / np.where(norms > 0, norms, 1), np.float32)

@@ -50,6 +50,7 @@ class Writing:
         self.first_s = 0.0
         self.last_s = 0.0
         self.completion: Completion | None = None
+        self.has_new_line = False
         self._stop_ids = request.params.stop_token_ids
         self._cutter = TextCutter(model.engine.tokenizer.stream(special), request.params.stop)
 
@@ -67,11 +68,12 @@ class Writing:
         ids = event.token_ids
         by_token = event.finish == "eos" or (event.finish == "stop" and ids and ids[-1] in self._stop_ids)
         text = "".join([self._cutter.push(token) for token in (ids[:-1] if by_token else ids)])
-        if event.finish is None:
-            return text
-        assert isinstance(event, FinishedEvent)
-        self.completion = event.completion
-        return text + self._cutter.flush()
+        if event.finish is not None:
+            assert isinstance(event, FinishedEvent)
+            self.completion = event.completion
+            text += self._cutter.flush()
+        self.has_new_line = self.has_new_line or "\n" in text
+        return text
 
 
 class Generation:

@@ -163,6 +163,7 @@ class ModelPool:
         self._by_name = {name: spec for spec in specs for name in (spec.name, *spec.aliases)}
         self._loader = loader
         self._loaded: dict[str, ServedModel] = {}
+        self._done_before = (0, 0)  # by engines that were closed
         self._lock = asyncio.Lock()
         self._freed = asyncio.Event()
 
@@ -195,6 +196,14 @@ class ModelPool:
     @property
     def all_loaded(self) -> list[ServedModel]:
         return list(self._loaded.values())
+
+    def work_done(self) -> tuple[int, int]:
+        """(model steps, drawn tokens) since the start, of all engines that ever were."""
+        counters = [model.engine.counters for model in self.all_loaded]
+        steps, drawn = self._done_before
+        return steps + sum(each.steps for each in counters), drawn + sum(
+            each.drawn_tokens for each in counters
+        )
 
     async def acquire(self, name: str | None = None) -> ServedModel:
         """The model, loaded if it has to be, for use until `release`. Waits where others must end first."""
@@ -245,6 +254,8 @@ class ModelPool:
         return model
 
     async def _unload(self, model: ServedModel) -> None:
+        done, counters = self._done_before, model.engine.counters
+        self._done_before = (done[0] + counters.steps, done[1] + counters.drawn_tokens)
         del self._loaded[model.name]
         await asyncio.to_thread(model.engine.close)
 

@@ -5,6 +5,7 @@ What it says is noise, and every mechanism of the terminal can be tried on it in
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,12 @@ def tiny_metadata(template: str | None = CHATML) -> dict[str, Any]:
     return metadata
 
 
-def write_tiny(path: Path, template: str | None = CHATML, seed: int = 0) -> Path:
-    """Write the model; the same seed gives the same file."""
+def write_tiny(
+    path: Path, template: str | None = CHATML, seed: int = 0, extra: Mapping[str, Any] | None = None
+) -> Path:
+    """Write the model; the same seed gives the same file. extra: of its metadata."""
     draw = np.random.default_rng(seed)
-    metadata = tiny_metadata(template)
+    metadata = tiny_metadata(template) | dict(extra or {})
     n_vocab, kv_width = len(metadata["tokenizer.ggml.tokens"]), KV_HEADS * WIDTH // HEADS
     shapes = {
         "attn_q": (WIDTH, WIDTH), "attn_k": (kv_width, WIDTH), "attn_v": (kv_width, WIDTH),
