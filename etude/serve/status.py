@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from etude.model.family import ModelConfig, layer_slots, slot_shape
+from etude.model.names import LAYER_BIASES
 from etude.serve.models import ModelSpec, ServedModel
 from etude.serve.operations import Operation
 from etude.serve.server import Server, server_of
@@ -25,7 +28,7 @@ async def models(request: Request) -> Response:
     server = server_of(request)
     data = [model_json(server, spec) for spec in server.pool.specs]
     return JsonResponse(
-        {"object": "list", "data": data, "models": [_listed(spec) for spec in server.pool.specs]}
+        {"object": "list", "data": data, "models": [_listed(server, spec) for spec in server.pool.specs]}
     )
 
 
@@ -45,8 +48,9 @@ def model_json(server: Server, spec: ModelSpec) -> dict[str, Any]:
         "object": "model",
         "created": int(server.started_at) if served is None else served.loaded_at,
         "owned_by": "etude",
-        "aliases": list(spec.aliases),
+        "aliases": [spec.name, *spec.aliases],
         "tags": list(spec.tags),
+        "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
         "status": {"value": "unloaded" if served is None else "loaded"},
     }
     if served is not None:
@@ -62,6 +66,7 @@ def meta(model: ServedModel) -> dict[str, Any]:
         "n_ctx": engine.context,
         "n_ctx_train": engine.config.context_length,
         "n_embd": engine.config.d_model,
+        "n_params": n_parameters(engine.config),
         "size": engine.weight_bytes,
         "ftype": "/".join(engine.weight_types),
         "weights_version": engine.weights_version,
@@ -69,10 +74,34 @@ def meta(model: ServedModel) -> dict[str, Any]:
     }
 
 
-def _listed(spec: ModelSpec) -> dict[str, Any]:
-    """As Ollama's clients read it."""
-    return {"name": spec.name, "model": spec.name, "type": "model", "capabilities": ["completion"],
-            "details": {"format": "gguf"}}  # fmt: skip
+def n_parameters(config: ModelConfig) -> int:
+    """Numbers in matrices and norms, without biases."""
+    slots = [slot for slot in layer_slots(config) if slot not in LAYER_BIASES]
+    layer = sum(math.prod(slot_shape(config, slot)) for slot in slots)
+    tables = 1 if config.tied_embeddings else 2
+    return config.n_layers * layer + (tables * config.n_vocab + 1) * config.d_model
+
+
+def _listed(server: Server, spec: ModelSpec) -> dict[str, Any]:
+    """As Ollama's clients read it, with llama.cpp's empty texts for what only Ollama has."""
+    served = server.pool.loaded(spec.name)
+    family = "" if served is None else served.engine.config.architecture
+    size = "" if served is None else f"{n_parameters(served.engine.config) / 1e6:.0f}M"
+    level = "" if served is None else "/".join(served.engine.weight_types)
+    details = {"parent_model": "", "format": "gguf", "family": family, "families": [family]}
+    return {
+        "name": spec.name,
+        "model": spec.name,
+        "modified_at": "",
+        "size": "",
+        "digest": "",
+        "type": "model",
+        "description": "",
+        "tags": list(spec.tags),
+        "capabilities": ["completion"],
+        "parameters": "",
+        "details": details | {"parameter_size": size, "quantization_level": level},
+    }
 
 
 ROUTES = [

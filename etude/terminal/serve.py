@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -41,12 +42,13 @@ def run(options: Options) -> int:
         max_loaded=options["models_max"],
         idle_s=None if options["sleep_idle_seconds"] < 0 else options["sleep_idle_seconds"],
     )
-    with listener(options, settings) as listening:
-        asyncio.run(serve(settings, pool, listening))
+    with contextlib.ExitStack() as open_sockets:
+        addresses = [open_sockets.enter_context(each) for each in listeners(options, settings)]
+        asyncio.run(serve(settings, pool, addresses))
     return 0
 
 
-async def serve(settings: ServeSettings, pool: ModelPool, listening: socket.socket) -> None:
+async def serve(settings: ServeSettings, pool: ModelPool, addresses: list[socket.socket]) -> None:
     """Load the first model, say where, and serve until a signal."""
     try:
         async with pool.use() as model:
@@ -61,10 +63,11 @@ async def serve(settings: ServeSettings, pool: ModelPool, listening: socket.sock
             lifespan="on",
             timeout_keep_alive=KEEP_ALIVE_S,
         )
-        listening.listen(BACKLOG)  # from now on clients wait instead of being refused
-        host, port = listening.getsockname()[:2]
-        say(f"listening at http://{f'[{host}]' if ':' in host else host}:{port}{settings.prefix}")
-        if settings.host not in LOOPBACK and not settings.api_keys:
+        for listening in addresses:
+            listening.listen(BACKLOG)  # from now on clients wait instead of being refused
+            host, port = listening.getsockname()[:2]
+            say(f"listening at http://{f'[{host}]' if ':' in host else host}:{port}{settings.prefix}")
+        if not set(words(settings.host)) <= set(LOOPBACK) and not settings.api_keys:
             say("warning: whoever reaches this address may use it; --api-key asks for a key")
         await UntilSignal(config).serve(sockets=[listening])
     finally:
@@ -90,16 +93,30 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def listener(options: Options, settings: ServeSettings) -> socket.socket:
-    """The socket, bound but not yet open to anyone. UsageError where that is not possible."""
+def listeners(options: Options, settings: ServeSettings) -> list[socket.socket]:
+    """A socket for each address, all at one port, bound but not yet open to anyone. UsageError where that is
+    not possible."""
+    with contextlib.ExitStack() as opened:
+        found: list[socket.socket] = []
+        for host in words(settings.host) or (settings.host,):
+            port = found[0].getsockname()[1] if found else settings.port
+            found.append(opened.enter_context(listener(options, host, port)))
+        opened.pop_all()
+        return found
+
+
+def listener(options: Options, host: str, port: int) -> socket.socket:
+    """One of them."""
     try:
         family, _, _, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # "0.0.0.0,::" are two addresses
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     except OSError as error:
-        raise options.error("host", f"got {settings.host!r}, which is no address: {error.strerror}") from None
+        raise options.error("host", f"got {host!r}, which is no address: {error.strerror}") from None
     try:
         listening.bind(address)
         return listening
@@ -107,8 +124,7 @@ def listener(options: Options, settings: ServeSettings) -> socket.socket:
         listening.close()
         raise options.error(
             "port",
-            f"cannot listen at {settings.host}:{settings.port}: {error.strerror}; give another --port (0: "
-            "any that is free)",
+            f"cannot listen at {host}:{port}: {error.strerror}; give another --port (0: any that is free)",
         ) from None
 
 
@@ -180,11 +196,9 @@ def specs_of(options: Options) -> list[ModelSpec]:
         if not files:
             raise options.error("models_dir", f"there is no GGUF file in {options['models_dir']!r}")
         specs += [ModelSpec(path.stem, path) for path in files if not _is_later_part(path)]
-    aliases, tags = words(options["alias"]), words(options["tags"])
-    if aliases:
-        specs[0] = ModelSpec(aliases[0], specs[0].path, (*aliases[1:], specs[0].name), tags)
-    elif tags:
-        specs[0] = ModelSpec(specs[0].name, specs[0].path, (), tags)
+    names, tags = words(options["alias"]), words(options["tags"])
+    name, *others = names or (specs[0].name,)
+    specs[0] = ModelSpec(name, specs[0].path, tuple(others), tags)
     return specs
 
 

@@ -31,8 +31,8 @@ MODELS = Group(
 LISTEN = Group(
     "Server",
     (
-        Flag(("--host",), "host", "address to listen at; others than the default let other machines in",
-             filled, "ADDRESS", "127.0.0.1", env="LLAMA_ARG_HOST"),
+        Flag(("--host",), "host", "addresses to listen at, separated by commas; others than the default let "
+             "other machines in", filled, "ADDRESSES", "127.0.0.1", env="LLAMA_ARG_HOST"),
         Flag(("--port",), "port", "port (0: any that is free)", integer(0, 65535), default=8080,
              env="LLAMA_ARG_PORT"),
         Flag(("--api-prefix",), "api_prefix", "what every path begins with, such as /llm", str, "PREFIX", "",

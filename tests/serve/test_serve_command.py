@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from etude.terminal.options import UsageError, parse
-from etude.terminal.serve import defaults_of, settings_of, specs_of
+from etude.terminal.serve import defaults_of, listeners, settings_of, specs_of
 from etude.terminal.verbs import VERBS
 from tests.command import assert_one_message, environment, etude
 
@@ -53,7 +53,7 @@ ENDLESS = {"prompt": "a", "max_tokens": 10**7, "ignore_eos": True, "stream": Tru
 def test_a_signal_lets_what_runs_finish(tiny: Path) -> None:
     with serving(str(tiny), "-a", "mine,other") as (process, url):
         with urllib.request.urlopen(f"{url}/v1/models", timeout=60) as answer:
-            assert json.load(answer)["data"][0]["aliases"] == ["other", "tiny"]
+            assert json.load(answer)["data"][0]["aliases"] == ["mine", "other"]
         with post(f"{url}/v1/completions", ENDLESS | {"max_tokens": 400, "prompt": "b"}) as stream:
             stream.readline()
             process.send_signal(signal.SIGTERM)
@@ -81,6 +81,19 @@ def test_a_port_that_is_taken_and_a_model_that_is_not_there(tiny: Path) -> None:
     assert_one_message(etude("serve", "no/such/model.gguf"), 1, "no/such/model.gguf")
 
 
+def test_several_addresses_at_one_port(tiny: Path) -> None:
+    options = options_of("--host", "127.0.0.1,127.0.0.2", "--port", "0")
+    opened = listeners(options, settings_of(options))
+    addresses = [each.getsockname() for each in opened]
+    for each in opened:
+        each.close()
+    assert [host for host, _ in addresses] == ["127.0.0.1", "127.0.0.2"]
+    assert addresses[0][1] == addresses[1][1] > 0
+    options = options_of("--host", "127.0.0.1,no address", "--port", "0")
+    with pytest.raises(UsageError, match="no address"):
+        listeners(options, settings_of(options))
+
+
 def options_of(*argv: str, **environ: str) -> Any:
     return parse(VERBS["serve"], argv, environ)
 
@@ -94,7 +107,7 @@ def test_flags_become_settings(tiny: Path, tmp_path: Path) -> None:
     assert settings.host == "127.0.0.1" and settings.cors_origins == ()
     assert settings_of(options_of(LLAMA_API_KEY="z", LLAMA_ARG_HOST="::1")).api_keys == ("z",)
     specs = specs_of(options_of(str(tiny), f"second={tiny}", "--alias", "first", "--offline"))
-    assert [spec.name for spec in specs] == ["first", "second"] and specs[0].aliases == ("tiny",)
+    assert [spec.name for spec in specs] == ["first", "second"] and specs[0].aliases == ()
     specs = specs_of(options_of("--models-dir", str(tiny.parent)))
     assert [spec.path for spec in specs] == [tiny]
     defaults = defaults_of(options_of("--temp", "0.5", "-n", "7", "--chat-template", "chatml", "-rea", "off"))
