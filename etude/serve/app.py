@@ -20,12 +20,17 @@ from etude.serve import (
     completions,
     conversations,
     embeddings,
+    lora_adapters,
+    metrics,
     native_completion,
+    native_embeddings,
+    native_infill,
     native_text,
     openapi,
     pages,
     properties,
     runs,
+    slots,
     status,
 )
 from etude.serve.access import KeyCheck, RequestIds
@@ -39,6 +44,7 @@ from etude.serve.settings import ServeSettings
 ROUTE_MODULES = (
     status, chat, completions, embeddings, native_text, native_completion, properties, runs, conversations,
     pages,
+    native_embeddings, native_infill, slots, metrics, lora_adapters,
 )  # fmt: skip
 IDLE_CHECK_S = 1.0
 

@@ -33,7 +33,8 @@ RECENT = 0.2  # weight of the latest request in the mean time of a request
 
 @dataclass
 class Totals:
-    """Since the start, of requests that have ended. longest: tokens of a prompt and its answer."""
+    """Since the start, of requests that have ended. longest: tokens of a prompt and its answer.
+    predicted_steps: predicted tokens, less the first of each answer, which costs no step of its own."""
 
     requests: int = 0
     aborted: int = 0
@@ -43,6 +44,7 @@ class Totals:
     predicted_tokens: int = 0
     prompt_ms: float = 0.0
     predicted_ms: float = 0.0
+    predicted_steps: int = 0
     longest: int = 0
 
 
@@ -53,6 +55,7 @@ class Server:
         self.settings = settings
         self.pool = pool
         self.totals = Totals()
+        self.scraped = Totals()  # when /metrics was read last
         self.started_at = time.time()
         self.changing = asyncio.Lock()  # weights or adapters: one change after another
         self.stopping = False  # streams that have no end of their own end now
@@ -172,6 +175,7 @@ class Server:
         totals.cached_tokens += timings["cache_n"]
         totals.predicted_tokens += timings["predicted_n"]
         totals.prompt_ms += timings["prompt_ms"]
+        totals.predicted_steps += sum(max(writing.n_tokens - 1, 0) for writing in generation.writings)
         totals.predicted_ms += timings["predicted_ms"]
         for at, writing in enumerate(generation.writings):
             n_prompt = len(generation.requests[at // generation.n].prompt_ids)

@@ -7,9 +7,9 @@ numbers may be written as 40.0.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, RootModel, model_validator
 
 from etude.serve.types_openai import Body, ChatRequest, Count, Sampling
 
@@ -119,3 +119,42 @@ class DetokenizeRequest(Body):
 
 class TemplateRequest(ChatRequest):
     """POST /apply-template: a conversation, as /v1/chat/completions takes it."""
+
+
+class SlotRequest(Body):
+    """POST /slots/N?action=save or restore. filename: a plain name, without folders."""
+
+    filename: str
+
+
+class EmbeddingContent(Body):
+    type: str
+    text: str | None = None
+
+
+class EmbeddingObject(Body):
+    """One text to embed, in parts."""
+
+    content: list[EmbeddingContent]
+
+
+class NativeEmbeddingRequest(Body):
+    """POST /embedding. input, or content: text, ids, both mixed, objects, or a list of such.
+
+    embd_normalize: -1 not at all, 0 the largest is 32760, 1 taxicab, 2 Euclidean, else that norm.
+    """
+
+    input: NativePrompts | EmbeddingObject | list[NativePrompts | EmbeddingObject] | None = None
+    content: NativePrompts | None = None
+    embd_normalize: Annotated[int, Field(ge=-1, le=1000)] | None = None
+    pooling: Literal["mean", "last", "none"] | None = None
+    model: str | None = None
+
+
+class LoraScale(Body):
+    id: Count
+    scale: Annotated[float, Field(ge=-1e3, le=1e3)] = 0.0
+
+
+class LoraScales(RootModel[list[LoraScale]]):
+    """POST /lora-adapters: those that requests run with from now on; what is not listed has a scale of 0."""
