@@ -16,7 +16,7 @@ from starlette.routing import Route
 from etude.model.tokenizer import Tokenizer
 from etude.records import Completion, Request, TopLogprobs
 from etude.serve.errors import ApiError
-from etude.serve.generation import Generation
+from etude.serve.generation import Delta, Generation
 from etude.serve.models import ServedModel
 from etude.serve.openai_json import (
     LEAST,
@@ -186,38 +186,52 @@ def token_name(tokenizer: Tokenizer, token: int) -> str:
 
 
 async def stream(work: CompletionWork, generation: Generation) -> AsyncIterator[bytes]:
-    """The answer as events."""
+    """The answer as events. The last of a choice says why it ended, and has no text."""
     asked, model = work.asked, generation.model
     head = envelope("text_completion", "cmpl", model)
-    begun = [False] * generation.n_choices
-    offsets = [0] * generation.n_choices
+    offsets: list[int | None] = [None] * generation.n_choices
     async for delta in generation.deltas():
-        choice: dict[str, Any] = {
-            "index": delta.choice,
-            "text": delta.text,
-            "logprobs": None,
-            "finish_reason": None,
-        }
-        if not begun[delta.choice]:
-            begun[delta.choice] = True
-            if asked.echo:
-                choice["text"] = work.echoed[delta.choice // work.n] + delta.text
-            if asked.return_token_ids:
-                choice["prompt_token_ids"] = list(work.prompts[delta.choice // work.n])
-        if work.n_top is not None:
-            tokens = LegacyLogprobs(model.engine.tokenizer, work.n_top, offsets[delta.choice], work.by_id)
-            tokens.add(delta.token_ids, logprobs_of(asked, delta), delta.top_logprobs)
-            choice["logprobs"] = tokens.as_json()
-        offsets[delta.choice] += len(choice["text"])
-        if asked.return_token_ids:
-            choice |= drawn_ids(delta.token_ids, delta.completion)
+        offset = offsets[delta.choice]
+        choice = _piece(work, model, delta, offset)
+        offsets[delta.choice] = (offset or 0) + len(choice["text"])
+        if choice["text"] or delta.token_ids or offset is None:
+            extra = {"timings": generation.timings()} if asked.timings_per_token else {}
+            yield event({**head, "choices": [choice], **extra})
         if delta.finish is not None:
-            choice["finish_reason"] = finish_reason(delta.finish)
-        extra = generation.stream_extra(asked.stream_options, bool(asked.timings_per_token))
-        yield event({**head, "choices": [choice], **extra})
+            extra = generation.stream_extra(asked.stream_options, bool(asked.timings_per_token))
+            yield event({**head, "choices": [_last(work, model, delta)], **extra})
     if asked.stream_options is not None and asked.stream_options.include_usage:
         yield event({**head, "choices": [], "usage": generation.usage(), **generation.summary()})
     yield DONE
+
+
+def _piece(work: CompletionWork, model: ServedModel, delta: Delta, offset: int | None) -> dict[str, Any]:
+    """What a delta adds to a choice. offset: characters of the choice before it, None: it is the first."""
+    asked = work.asked
+    choice: dict[str, Any] = {"index": delta.choice, "text": delta.text, "logprobs": None, "finish_reason": None}
+    if offset is None and asked.echo:
+        choice["text"] = work.echoed[delta.choice // work.n] + delta.text
+    if offset is None and asked.return_token_ids:
+        choice["prompt_token_ids"] = list(work.prompts[delta.choice // work.n])
+    if work.n_top is not None:
+        tokens = LegacyLogprobs(model.engine.tokenizer, work.n_top, offset or 0, work.by_id)
+        tokens.add(delta.token_ids, logprobs_of(asked, delta), delta.top_logprobs)
+        choice["logprobs"] = tokens.as_json()
+    if asked.return_token_ids:
+        choice |= drawn_ids(delta.token_ids, None)
+    return choice
+
+
+def _last(work: CompletionWork, model: ServedModel, delta: Delta) -> dict[str, Any]:
+    """The end of a choice."""
+    assert delta.finish is not None
+    reason = finish_reason(delta.finish)
+    choice: dict[str, Any] = {"index": delta.choice, "text": "", "logprobs": None, "finish_reason": reason}
+    if work.n_top is not None:
+        choice["logprobs"] = LegacyLogprobs(model.engine.tokenizer, work.n_top).as_json()
+    if work.asked.return_token_ids:
+        choice |= drawn_ids((), delta.completion)
+    return choice
 
 
 PATHS = ("/v1/completions",)

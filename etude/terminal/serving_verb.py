@@ -40,8 +40,8 @@ LISTEN = Group(
         Flag(("--cors-origins",), "cors_origins", "web pages of these origins may ask, separated by commas "
              "(default: none; *: any; localhost: of this machine)", str, "ORIGINS",
              env="LLAMA_ARG_CORS_ORIGINS"),
-        Flag(("--cors-credentials",), "cors_credentials", "they may send cookies and passwords, which a proxy "
-             "before this server may ask for", default=False, off=("--no-cors-credentials",),
+        Flag(("--cors-credentials",), "cors_credentials", "they may send cookies and passwords, which a "
+             "proxy before this server may ask for", default=False, off=("--no-cors-credentials",),
              env="LLAMA_ARG_CORS_CREDENTIALS"),
         Flag(("-to", "--timeout"), "timeout", "seconds after which a client that reads nothing is dropped",
              integer(1), default=600, env="LLAMA_ARG_TIMEOUT"),

@@ -51,7 +51,8 @@ def test_a_stream_says_what_the_whole_answer_says(client: TestClient) -> None:
     for choice in whole["choices"]:
         own = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == choice["index"]]
         assert "".join(each["text"] for each in own) == choice["text"]
-        assert own[-1]["finish_reason"] == "length"
+        assert own[-1]["finish_reason"] == "length" and own[-1]["text"] == ""
+        assert all(each["finish_reason"] is None for each in own[:-1])
         for name in ("tokens", "token_logprobs", "top_logprobs", "content"):
             assert [item for each in own for item in each["logprobs"][name]] == choice["logprobs"][name]
 
