@@ -208,7 +208,12 @@ async def stream(work: CompletionWork, generation: Generation) -> AsyncIterator[
 def _piece(work: CompletionWork, model: ServedModel, delta: Delta, offset: int | None) -> dict[str, Any]:
     """What a delta adds to a choice. offset: characters of the choice before it, None: it is the first."""
     asked = work.asked
-    choice: dict[str, Any] = {"index": delta.choice, "text": delta.text, "logprobs": None, "finish_reason": None}
+    choice: dict[str, Any] = {
+        "index": delta.choice,
+        "text": delta.text,
+        "logprobs": None,
+        "finish_reason": None,
+    }
     if offset is None and asked.echo:
         choice["text"] = work.echoed[delta.choice // work.n] + delta.text
     if offset is None and asked.return_token_ids:
