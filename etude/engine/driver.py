@@ -63,6 +63,8 @@ class Driver:
         self._sleeping: list[Inbox] = []
         self._failure: BaseException | None = None
         self._background: _Background | None = None
+        self._stops = 0  # who wants that nobody begins a step
+        self._paused = False
         self._going = threading.Event()
         self._going.set()
 
@@ -91,29 +93,52 @@ class Driver:
             self.core.abort(request_id)
 
     def between_steps(self, action: Callable[[], Result]) -> Result:
-        """Run something while no step runs, after the orders so far."""
-        with self._wheel(), _interrupts_later():
-            self._obey()
-            return action()
+        """Run something while no step runs, after the orders so far. Who drives makes way for it: otherwise
+        the wheel would hardly ever be free while much runs."""
+        self._stop()
+        try:
+            with self._wheel(), _interrupts_later():
+                self._obey()
+                return action()
+        finally:
+            self._go()
 
     def pause(self) -> None:
         """No step begins from now on; returns when the one that runs has ended. `wait` waits for `resume`."""
-        self._going.clear()
+        with self._mutex:
+            paused, self._paused = self._paused, True
+        if not paused:
+            self._stop()
         with self._wheel():
             pass
 
     def resume(self) -> None:
         """Let steps run again."""
-        self._going.set()
-        if self._background is not None:
-            self._background.wake.set()
+        with self._mutex:
+            paused, self._paused = self._paused, False
+        if paused:
+            self._go()
+
+    def _stop(self) -> None:
+        with self._mutex:
+            self._stops += 1
+            self._going.clear()
+
+    def _go(self) -> None:
+        with self._mutex:
+            self._stops -= 1
+            if self._stops:
+                return
+            self._going.set()
+            if self._background is not None:
+                self._background.wake.set()
 
     def step(self) -> list[Event]:
         """The events that have arrived from steps of other callers, or else those of one step; none is run
         while paused.
         """
         with self._wheel(self._public) as drives:
-            if drives and self._going.is_set():
+            if drives and not self._paused:
                 self._advance()
         return _take(self._public)
 
@@ -128,7 +153,7 @@ class Driver:
 
     def close(self) -> None:
         """Let nobody step any more."""
-        self._going.set()
+        self._going.set()  # for good: those who waited hear below that it is over
         if self._background is not None:
             self._background.stop()
         if self._failure is None:

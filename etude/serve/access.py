@@ -18,7 +18,7 @@ from etude.serve.errors import ApiError
 from etude.serve.settings import ServeSettings
 
 PAGES = ("", "/", "/index.html", "/favicon.ico", "/favicon.svg")
-PUBLIC = frozenset({"/health", "/v1/health", "/openapi.json", *PAGES})
+PUBLIC = frozenset({"/health", "/v1/health", "/liveness", "/openapi.json", *PAGES})
 PUBLIC_FILES = "/assets/"
 MAX_ID = 128
 

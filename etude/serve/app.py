@@ -16,6 +16,7 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Mount
 
 from etude.serve import (
+    admin,
     chat,
     completions,
     conversations,
@@ -32,6 +33,7 @@ from etude.serve import (
     runs,
     slots,
     status,
+    tokens,
 )
 from etude.serve.access import KeyCheck, RequestIds
 from etude.serve.cors import Cors
@@ -45,6 +47,7 @@ ROUTE_MODULES = (
     status, chat, completions, embeddings, native_text, native_completion, properties, runs, conversations,
     pages,
     native_embeddings, native_infill, slots, metrics, lora_adapters,
+    tokens, admin,
 )  # fmt: skip
 IDLE_CHECK_S = 1.0
 

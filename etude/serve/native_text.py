@@ -16,6 +16,7 @@ from etude.serve.native_route import native_route
 from etude.serve.operations import Operation
 from etude.serve.server import server_of
 from etude.serve.sse import JsonResponse
+from etude.serve.tokens import conversation_tokens
 from etude.serve.types_native import DetokenizeRequest, TemplateRequest, TokenizeRequest
 from etude.serve.types_openai import ChatRequest
 
@@ -25,6 +26,8 @@ async def tokenize(request: HttpRequest) -> Response:
     server = server_of(request)
     asked = await server.body(request, TokenizeRequest)
     async with server.model(asked.model) as model:
+        if asked.messages is not None or asked.prompt is not None:
+            return await conversation_tokens(model, asked)
         tokenizer = model.engine.tokenizer
         ids = await asyncio.to_thread(
             mixed_ids,

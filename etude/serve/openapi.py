@@ -46,9 +46,8 @@ STATUSES = {
 
 def document(operations: Sequence[Operation], prefix: str = "") -> dict[str, Any]:
     """The document. Paths carry the prefix that the server was started with."""
-    bodies: dict[str, type[BaseModel]] = {
-        each.body.__name__: each.body for each in operations if each.body is not None
-    }
+    shown = [kind for each in operations for kind in (each.body, each.answer) if kind is not None]
+    bodies: dict[str, type[BaseModel]] = {kind.__name__: kind for kind in shown}
     _, schemas = models_json_schema(
         [(body, "validation") for body in bodies.values()], ref_template=REFERENCE
     )
@@ -71,7 +70,8 @@ def document(operations: Sequence[Operation], prefix: str = "") -> dict[str, Any
 
 
 def _entry(operation: Operation) -> dict[str, Any]:
-    content: dict[str, Any] = {"application/json": {"schema": {}}}
+    answer = {} if operation.answer is None else {"$ref": REFERENCE.format(model=operation.answer.__name__)}
+    content: dict[str, Any] = {"application/json": {"schema": answer}}
     if operation.streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     error = {"application/json": {"schema": {"$ref": REFERENCE.format(model="Error")}}}

@@ -11,7 +11,8 @@ from pydantic import BaseModel
 @dataclass(frozen=True)
 class Operation:
     """One method of one path. body: what is read. streams: the answer may be events. public: it needs
-    no key. query: names of parameters after the question mark."""
+    no key. query: names of parameters after the question mark. answer: what is given back, where that has
+    a schema."""
 
     method: Literal["get", "post", "put", "patch", "delete"]
     path: str
@@ -20,3 +21,4 @@ class Operation:
     streams: bool = False
     public: bool = False
     query: tuple[str, ...] = ()
+    answer: type[BaseModel] | None = None

@@ -27,6 +27,7 @@ async def models(request: Request) -> Response:
     others."""
     server = server_of(request)
     data = [model_json(server, spec) for spec in server.pool.specs]
+    data += [adapter_json(served, name) for served in server.pool.all_loaded for name in served.adapters]
     return JsonResponse(
         {"object": "list", "data": data, "models": [_listed(server, spec) for spec in server.pool.specs]}
     )
@@ -36,6 +37,9 @@ async def model(request: Request) -> Response:
     """One of them. A 404 for a name that none has, even where a single model serves any name."""
     server = server_of(request)
     name = request.path_params["name"]
+    for served in server.pool.all_loaded:
+        if name in served.adapters:
+            return JsonResponse(adapter_json(served, name))
     spec = server.pool.named(name)
     return JsonResponse(model_json(server, spec))
 
@@ -56,6 +60,19 @@ def model_json(server: Server, spec: ModelSpec) -> dict[str, Any]:
     if served is not None:
         entry |= {"max_model_len": served.engine.context, "meta": meta(served)}
     return entry
+
+
+def adapter_json(served: ServedModel, name: str) -> dict[str, Any]:
+    """An adapter, which is asked for as if it were a model; `parent` is the one it changes."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": served.loaded_at,
+        "owned_by": "etude",
+        "parent": served.name,
+        "root": served.adapters[name].path.name,
+        "max_model_len": served.engine.context,
+    }
 
 
 def meta(model: ServedModel) -> dict[str, Any]:
@@ -107,6 +124,7 @@ def _listed(server: Server, spec: ModelSpec) -> dict[str, Any]:
 ROUTES = [
     Route("/health", health),
     Route("/v1/health", health),
+    Route("/liveness", health),
     Route("/v1/models", models),
     Route("/models", models),
     Route("/v1/models/{name:path}", model),

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, RootModel, model_validator
 
 from etude.serve.types_openai import Body, ChatRequest, Count, Sampling
+from etude.serve.types_tokens import ConversationTokens
 
 Milliseconds = Annotated[int, Field(ge=-1, lt=2**62)]
 RANGES: dict[str, tuple[float, float]] = {
@@ -100,8 +101,8 @@ class InfillRequest(Predicting):
     prompt: str | None = None
 
 
-class TokenizeRequest(Body):
-    """POST /tokenize. content: text, or text and ids mixed."""
+class TokenizeRequest(ConversationTokens):
+    """POST /tokenize. content: text, or text and ids mixed; or what vLLM has in its place."""
 
     content: str | list[int | str] | None = None
     add_special: bool | None = None

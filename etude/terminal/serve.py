@@ -20,6 +20,8 @@ from etude.model.source import DEFAULT_MODEL
 from etude.records import EtudeError
 from etude.serve.app import create_app
 from etude.serve.models import Adapter, ModelDefaults, ModelPool, ModelSpec
+from etude.serve.pausing import resume
+from etude.serve.server import Server
 from etude.serve.settings import LOOPBACK, ServeSettings
 from etude.terminal.loading import adapters, given_template, open_engine, template_kwargs
 from etude.terminal.options import Options
@@ -69,13 +71,23 @@ async def serve(settings: ServeSettings, pool: ModelPool, addresses: list[socket
             say(f"listening at http://{f'[{host}]' if ':' in host else host}:{port}{settings.prefix}")
         if not set(words(settings.host)) <= set(LOOPBACK) and not settings.api_keys:
             say("warning: whoever reaches this address may use it; --api-key asks for a key")
-        await UntilSignal(config).serve(sockets=[listening])
+        await UntilSignal(config, app.state.server).serve(sockets=[listening])
     finally:
         await pool.close()
 
 
 class UntilSignal(uvicorn.Server):
-    """The first signal ends it when all that runs has finished, the second at once."""
+    """The first signal ends it when all that runs has finished, the second at once. What a pause keeps goes
+    on, or it would never finish."""
+
+    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+        super().__init__(config)
+        self._server = server
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called when it shall end."""
+        resume(self._server)
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the system between two instructions, of itself too: it is a second one if it comes while
@@ -141,7 +153,8 @@ def settings_of(options: Options) -> ServeSettings:
     return ServeSettings(
         host=options["host"],
         port=options["port"],
-        api_keys=api_keys(options),
+        api_keys=keys_of(options, "api_key"),
+        admin_keys=admin_keys(options),
         cors_origins=words(options["cors_origins"]),
         cors_credentials=options["cors_credentials"],
         max_queue=options["max_queue"],
@@ -153,6 +166,8 @@ def settings_of(options: Options) -> ServeSettings:
         shows_metrics=options["metrics"],
         changes_props=options["props"],
         slot_folder=None if options["slot_save_path"] is None else folder(options, "slot_save_path"),
+        weights_folder=None if options["weights_dir"] is None else folder(options, "weights_dir"),
+        adapters_folder=None if options["lora_dir"] is None else folder(options, "lora_dir"),
     )
 
 
@@ -164,15 +179,26 @@ def folder(options: Options, key: str) -> Path:
     return path.resolve()
 
 
-def api_keys(options: Options) -> tuple[str, ...]:
-    """Of the flag and of the file."""
-    keys = words(options["api_key"])
-    if options["api_key_file"] is not None:
-        lines = [line.strip() for line in read_text(options, "api_key_file").splitlines()]
+def keys_of(options: Options, key: str) -> tuple[str, ...]:
+    """Of a flag and of the one that names a file."""
+    keys, file = words(options[key]), f"{key}_file"
+    if options[file] is not None:
+        lines = [line.strip() for line in read_text(options, file).splitlines()]
         found = tuple(line for line in lines if line)
         if not found:
-            raise options.error("api_key_file", f"there is no key in {options['api_key_file']!r}")
+            raise options.error(file, f"there is no key in {options[file]!r}")
         keys += found
+    return keys
+
+
+def admin_keys(options: Options) -> tuple[str, ...]:
+    """Keys that open more than others. UsageError for folders that nobody may name, and for a key of both
+    kinds."""
+    keys = keys_of(options, "admin_key")
+    if not keys:
+        options.refuse_without_effect(("weights_dir", "lora_dir"), "no effect without --admin-key")
+    if set(keys) & set(keys_of(options, "api_key")):
+        raise options.error("admin_key", "one of them is an API key too: admin keys must be others")
     return keys
 
 

@@ -64,6 +64,11 @@ KEYS = Group(
              "user of this machine; better in the variable or a file)", filled, "KEYS", env="LLAMA_API_KEY"),
         Flag(("--api-key-file",), "api_key_file", "file with a key in each line", filled, "FILE",
              env="LLAMA_ARG_API_KEY_FILE"),
+        Flag(("--admin-key",), "admin_key", "keys that open the routes which pause it and change weights and "
+             "adapters, and all others (better in the variable or a file, too)", filled, "KEYS",
+             env="ETUDE_ADMIN_KEY"),
+        Flag(("--admin-key-file",), "admin_key_file", "file with an admin key in each line", filled, "FILE",
+             env="ETUDE_ADMIN_KEY_FILE"),
     ),
 )  # fmt: skip
 
@@ -77,6 +82,10 @@ ROUTES = Group(
         Flag(("--props",), "props", "POST /props", default=False, env="LLAMA_ARG_ENDPOINT_PROPS"),
         Flag(("--slot-save-path",), "slot_save_path", "folder for prompt caches that requests save by name",
              filled, "FOLDER"),
+        Flag(("--weights-dir",), "weights_dir", "folder with weights that a trainer may load by name, with "
+             "an admin key", filled, "FOLDER"),
+        Flag(("--lora-dir",), "lora_dir", "folder with LoRA adapters that a trainer may load by name, with "
+             "an admin key", filled, "FOLDER"),
         Flag(("--prefill-assistant",), "prefill_assistant", "continue an assistant's message at the end of a "
              "conversation (default: yes)", default=True, off=("--no-prefill-assistant",),
              env="LLAMA_ARG_PREFILL_ASSISTANT"),

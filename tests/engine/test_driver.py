@@ -192,6 +192,28 @@ def test_a_pause_stops_all_who_drive_and_loses_nothing():
     driver.close()  # does not wait for a resume
 
 
+def test_what_is_done_between_steps_gets_its_turn():
+    """However much runs: in the background, and in a thread that waits."""
+    driver = Driver(new_core(n_pages=60))
+    items = request([1, 2], max_tokens=200), request([3], max_tokens=200)
+
+    async def main() -> None:
+        running = asyncio.ensure_future(run_async(driver, items[0]))
+        thread = threading.Thread(target=lambda: run(driver, items[1]))
+        thread.start()
+        seen = []
+        while not running.done():
+            seen.append(
+                await asyncio.to_thread(driver.between_steps, lambda: driver.core.counters.drawn_tokens)
+            )
+        assert len(set(seen)) > 3, "only before and after"
+        assert (await running).token_ids == tuple(alone(items[0])[0])
+        await asyncio.to_thread(thread.join, 30)
+
+    asyncio.run(main())
+    driver.close()
+
+
 def test_failure_is_told_to_everybody():
     driver = Driver(new_core())
 
