@@ -132,7 +132,8 @@ class Request:
 
     adapter: name of a loaded LoRA adapter, with `adapter_scale`; None: the base model.
     priority: larger runs first. prompt_logprobs: report log p(token | tokens before it) of the prompt itself
-    and that many alternatives (None: not at all).
+    and that many alternatives (None: not at all). sampled_top: the alternatives of `SamplingParams.logprobs`
+    are those of the distribution sampled from, not the model's own; that takes time for each token.
     """
 
     prompt_ids: tuple[int, ...]
@@ -143,10 +144,11 @@ class Request:
     grammar: Grammar | None = None
     priority: int = 0
     prompt_logprobs: int | None = None
+    sampled_top: bool = False
 
 
 TopLogprobs = tuple[tuple[int, float], ...]
-"""The most likely (token id, raw logprob) pairs of one position, best first."""
+"""The most likely (token id, logprob) pairs of one position, best first; raw, but see `sampled_top`."""
 
 
 @dataclass(frozen=True)

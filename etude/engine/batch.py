@@ -51,6 +51,7 @@ class Rows:
         self.draws: list[Sequence] = []
         self.draw_rows: list[int] = []
         self.spans: list[Span] = []
+        self.want_logits = False
 
     def draw(self, at: int, sequence: Sequence) -> None:
         """Draw the next token of `sequence` from token `at` of the batch."""
@@ -60,7 +61,8 @@ class Rows:
         self.samplers.append(sequence.sampler)
         self.targets.append(0)
         self.masks.append(None if sequence.matcher is None else sequence.matcher.mask())
-        self.n_top.append(sequence.group.request.params.logprobs)
+        self.n_top.append(sequence.group.request.params.logprobs if sequence.shadow is None else 0)
+        self.want_logits |= sequence.shadow is not None
 
     def read(self, at: int, sequence: Sequence, start: int, n_tokens: int) -> None:
         """Ask for what the group wants of prompt positions [start, start + n_tokens), which begin at token
@@ -93,6 +95,7 @@ class Rows:
             "targets": np.array(self.targets, np.int32),
             "masks": self.masks,
             "n_top": np.array(self.n_top, np.int32),
+            "want_logits": self.want_logits,
             "want_hidden": any(span.sequence.group.hidden is not None for span in self.spans),
         }
 

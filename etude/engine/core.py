@@ -10,7 +10,7 @@ import functools
 import itertools
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -18,11 +18,19 @@ from numpy.typing import NDArray
 
 from etude.engine.batch import Batch, Span, build
 from etude.engine.cache import PageCache
-from etude.engine.output import Draws, append, event_of, finished_event, text_of, top_of
+from etude.engine.output import (
+    Draws,
+    append,
+    event_of,
+    finished_event,
+    sampled_top,
+    text_of,
+    top_of,
+)
 from etude.engine.scheduler import Chunk, PageStore, Scheduler, pages_needed
 from etude.engine.sequence import Group, HiddenRows, PromptScores, Sequence
 from etude.engine.text import TextCutter, TextStream
-from etude.records import EtudeError, Event, Finish, Grammar, Request, SamplingParams
+from etude.records import EtudeError, Event, Finish, Grammar, Request, SamplingParams, TopLogprobs
 
 if TYPE_CHECKING:
     from etude.engine.grammar import GrammarState
@@ -152,8 +160,9 @@ class EngineCore:
 
         hidden: hidden states of the prompt are wanted instead of completions.
         """
-        params = request.params
         self._check(request, reads_only=hidden is not None)
+        request = _within(request, self.parts.n_vocab)
+        params = request.params
         room = self.limits.context - len(request.prompt_ids)
         wanted = NO_LIMIT if params.max_tokens is None else params.max_tokens
         adapter = None if request.adapter is None else self._adapter(request.adapter)
@@ -233,13 +242,15 @@ class EngineCore:
         if group.hidden is not None or group.max_tokens == 0:
             return Sequence(group, index, group.prompt, None)
         grammar = group.request.grammar
+        new = functools.partial(self.parts.new_sampler, params, group.seed, index, group.prompt)
         return Sequence(
             group,
             index,
             group.prompt,
-            self.parts.new_sampler(params, group.seed, index, group.prompt),
+            new(),
             matcher=None if grammar is None else self.parts.new_matcher(grammar),
             cutter=TextCutter(self.parts.new_stream(), params.stop) if params.stop else None,
+            shadow=new() if group.request.sampled_top and params.logprobs else None,
         )
 
     # ── steps ──
@@ -308,7 +319,10 @@ class EngineCore:
                 self._finish(sequence, "abort", ERRORS[token])
                 continue
             n_top = sequence.group.request.params.logprobs
-            top = top_of(output, row, n_top) if n_top else None
+            if sequence.shadow is not None:
+                top: TopLogprobs | None = sampled_top(sequence, output, row, batch.arguments["masks"][row])
+            else:
+                top = top_of(output, row, n_top) if n_top else None
             append(sequence, draws, row, top)
             try:
                 finish = self._why_finished(sequence, token)
@@ -416,6 +430,17 @@ class EngineCore:
         return self.adapters[name]
 
 
+def _within(request: Request, n_vocab: int) -> Request:
+    """A request that wants no more alternatives than there are."""
+    n_top, n_prompt_top = request.params.logprobs, request.prompt_logprobs
+    if max(n_top, n_prompt_top or 0) <= n_vocab:
+        return request
+    params = replace(request.params, logprobs=min(n_top, n_vocab))
+    return replace(
+        request, params=params, prompt_logprobs=None if n_prompt_top is None else min(n_prompt_top, n_vocab)
+    )
+
+
 def _renew_sampler(parts: Parts, sequence: Sequence) -> None:
     """After a context shift, positions come again: go on with other random numbers, or the text
     would repeat.
@@ -424,3 +449,5 @@ def _renew_sampler(parts: Parts, sequence: Sequence) -> None:
     seen = np.concatenate([group.prompt, np.array(sequence.ids, np.int32)])
     seed = seed_after_shift(group.seed, sequence.n_discarded)
     sequence.sampler = parts.new_sampler(group.request.params, seed, sequence.index, seen)
+    if sequence.shadow is not None:
+        sequence.shadow = parts.new_sampler(group.request.params, seed, sequence.index, seen)

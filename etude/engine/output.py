@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from etude.engine.sequence import PromptScores, Sequence
 from etude.engine.text import TextCutter
 from etude.records import Completion, Event, Finish, FinishedEvent, TopLogprobs
@@ -35,6 +38,22 @@ def top_of(output: StepOutput, row: int, n_top: int) -> TopLogprobs:
     """The alternatives of a row, best first; fewer than `n_top` if no more are possible."""
     ids, logprobs = output.top_ids[row, :n_top].tolist(), output.top_logprobs[row, :n_top].tolist()
     return tuple((token, logprob) for token, logprob in zip(ids, logprobs, strict=True) if token >= 0)
+
+
+def sampled_top(
+    sequence: Sequence, output: StepOutput, row: int, mask: NDArray[np.uint32] | None
+) -> TopLogprobs:
+    """The most likely tokens of the distribution that a completion's new token was drawn from.
+
+    The shadow draws the same token from the same logits, which moves it on as mirostat moves the sampler.
+    """
+    assert sequence.shadow is not None and output.logits is not None
+    logits_V, position = output.logits[row], sequence.n_total
+    ids, logprobs = sequence.shadow.distribution(logits_V, mask, position)
+    drawn, *_ = sequence.shadow.sample(logits_V, mask, position)
+    sequence.shadow.accept(drawn)
+    best = np.lexsort((ids, -logprobs))[: sequence.group.request.params.logprobs]
+    return tuple(zip(ids[best].tolist(), logprobs[best].tolist(), strict=True))
 
 
 def append(sequence: Sequence, draws: Draws, row: int, top: TopLogprobs | None) -> None:

@@ -98,6 +98,8 @@ class Sequence:
     what was kept of it and of the completion (`n_discarded` tokens of both were not). `table[:n_pages]` are
     its pages, the first `n_stored` of them in the tree down to `node`. `order` sorts the batch so that
     sequences with common pages are neighbours. `renewals`: (len(ids), version) of each change of weights.
+    `shadow`: a second sampler, in the state of the first before it draws, where alternatives of the
+    distribution sampled from are wanted.
     """
 
     group: Group
@@ -106,6 +108,7 @@ class Sequence:
     sampler: Sampler | None
     matcher: GrammarState | None = None
     cutter: TextCutter | None = None
+    shadow: Sampler | None = None
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     raw_logprobs: list[float] = field(default_factory=list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from pathlib import Path
 
@@ -12,7 +13,16 @@ from etude.engine.engine import Engine
 from etude.model.checkpoint import HFFolder, config_of
 from etude.model.lora import LoraWeights, LowRank
 from etude.model.names import Place
-from etude.records import EtudeError, Event, FinishedEvent, Request, SamplingParams
+from etude.records import (
+    EtudeError,
+    Event,
+    FinishedEvent,
+    Mirostat,
+    Penalties,
+    Request,
+    SamplingParams,
+    Xtc,
+)
 from tests.engine.test_weights import tensors_of
 from tests.engine.tiny import GREEDY, PROMPT, open_tiny
 from tests.model.tiny_models import FIXTURES, write_twin
@@ -301,3 +311,39 @@ def test_a_watched_prompt_tells_how_far_it_is(tiny: Engine) -> None:
         assert ended.wait(30)
         assert told[0] == (n_cached, n_cached) and told[-1] == (n_cached, len(prompt))
         assert [done for _, done in told] == sorted({done for _, done in told})
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0.7, top_k=5, top_p=0.9, seed=3, max_tokens=20, logprobs=4),
+        SamplingParams(seed=3, max_tokens=20, logprobs=4, penalties=Penalties(repeat=1.5)),
+        SamplingParams(seed=3, max_tokens=20, logprobs=4, mirostat=Mirostat(2, tau=2.0, eta=0.5)),
+        SamplingParams(temperature=0, seed=3, max_tokens=6, logprobs=4),
+        SamplingParams(seed=3, max_tokens=20, logprobs=300, xtc=Xtc(0.5, 0.05), ignore_eos=True),
+    ],
+)
+def test_alternatives_of_the_distribution_sampled_from(tiny: Engine, params: SamplingParams) -> None:
+    """The drawn token stands among them with the logprob that was reported; what was drawn is the same."""
+    prompt = list(PROMPT[:10])
+    [[plain]] = tiny.generate([prompt], params)
+    [[shown, _]] = tiny.generate([prompt], params, n=2, sampled_top=True)
+    assert shown.token_ids == plain.token_ids and shown.raw_logprobs == plain.raw_logprobs
+    for token, logprob, top in zip(shown.token_ids, shown.logprobs, shown.top_logprobs, strict=True):
+        values = [value for _, value in top]
+        assert values == sorted(values, reverse=True) and sum(map(math.exp, values)) <= 1 + 1e-5
+        if token in dict(top):
+            assert dict(top)[token] == pytest.approx(logprob, abs=1e-6)
+        else:
+            assert logprob <= values[-1]
+    if params.temperature == 0:
+        assert shown.top_logprobs == tuple(((token, 0.0),) for token in shown.token_ids)
+
+
+def test_more_alternatives_than_there_are_tokens_are_all(tiny: Engine) -> None:
+    request = tiny.request(list(PROMPT[:4]), max_tokens=2, logprobs=10**6, prompt_logprobs=10**6)
+    [[completion]] = tiny.generate([request.prompt_ids], request.params, prompt_logprobs=10**6)
+    assert completion.prompt_top_logprobs is not None
+    n_vocab = tiny.tokenizer.n_vocab
+    assert {len(top) for top in completion.top_logprobs} == {n_vocab}
+    assert {len(top) for top in completion.prompt_top_logprobs[1:]} == {n_vocab}
