@@ -21,6 +21,7 @@ from etude.serve.models import ServedModel
 from etude.serve.openai_json import (
     LEAST,
     MAX_PROMPT_LOGPROBS,
+    as_probabilities,
     drawn_ids,
     envelope,
     finish_reason,
@@ -99,7 +100,9 @@ async def completions(request: HttpRequest) -> Response:
     """The handler."""
     server = server_of(request)
     work = CompletionWork(await server.body(request, CompletionRequest))
-    generation = await until_gone(request, server.generate(work.asked.model, work.make))
+    shows_reading = bool(work.asked.stream and work.asked.return_progress)
+    starting = server.generate(work.asked.model, work.make, shows_reading=shows_reading)
+    generation = await until_gone(request, starting)
     try:
         if work.asked.stream:
             return EventStream.of(server, stream(work, generation), generation.close)
@@ -135,7 +138,7 @@ def _choice(work: CompletionWork, model: ServedModel, at: int, completion: Compl
             tops = completion.prompt_top_logprobs or ((),) * len(ids)
             tokens.add(ids, completion.prompt_logprobs, tops)
         tokens.add(completion.token_ids, logprobs_of(asked, completion), completion.top_logprobs)
-        choice["logprobs"] = tokens.as_json()
+        choice["logprobs"] = tokens.as_json(asked)
     if asked.prompt_logprobs not in (None, False) and completion.prompt_logprobs is not None:
         choice["prompt_logprobs"] = prompt_rows(tokenizer, ids, completion, int(asked.prompt_logprobs))
     if asked.return_token_ids:
@@ -172,8 +175,12 @@ class LegacyLogprobs:
     def _name(self, token: int) -> str:
         return token_by_id(token) if self._by_id else token_name(self._tokenizer, token)
 
-    def as_json(self) -> dict[str, Any]:
-        return self._json
+    def as_json(self, asked: CompletionRequest) -> dict[str, Any]:
+        """The object. `content` has probabilities where llama.cpp would have them."""
+        content = self._json["content"]
+        return (
+            self._json | {"content": as_probabilities(content)} if asked.post_sampling_probs else self._json
+        )
 
 
 def token_name(tokenizer: Tokenizer, token: int) -> str:
@@ -191,6 +198,12 @@ async def stream(work: CompletionWork, generation: Generation) -> AsyncIterator[
     head = envelope("text_completion", "cmpl", model)
     offsets: list[int | None] = [None] * generation.n_choices
     async for delta in generation.deltas():
+        for reading in delta.readings:
+            timings = {"timings": reading.timings()} if asked.timings_per_token else {}
+            nothing = {"index": delta.choice, "text": "", "logprobs": None, "finish_reason": None}
+            yield event({**head, "choices": [nothing], "prompt_progress": reading.progress(), **timings})
+        if not delta.token_ids and delta.finish is None:
+            continue
         offset = offsets[delta.choice]
         choice = _piece(work, model, delta, offset)
         offsets[delta.choice] = (offset or 0) + len(choice["text"])
@@ -221,7 +234,7 @@ def _piece(work: CompletionWork, model: ServedModel, delta: Delta, offset: int |
     if work.n_top is not None:
         tokens = LegacyLogprobs(model.engine.tokenizer, work.n_top, offset or 0, work.by_id)
         tokens.add(delta.token_ids, logprobs_of(asked, delta), delta.top_logprobs)
-        choice["logprobs"] = tokens.as_json()
+        choice["logprobs"] = tokens.as_json(asked)
     if asked.return_token_ids:
         choice |= drawn_ids(delta.token_ids, None)
     return choice
@@ -233,7 +246,7 @@ def _last(work: CompletionWork, model: ServedModel, delta: Delta) -> dict[str, A
     reason = finish_reason(delta.finish)
     choice: dict[str, Any] = {"index": delta.choice, "text": "", "logprobs": None, "finish_reason": reason}
     if work.n_top is not None:
-        choice["logprobs"] = LegacyLogprobs(model.engine.tokenizer, work.n_top).as_json()
+        choice["logprobs"] = LegacyLogprobs(model.engine.tokenizer, work.n_top).as_json(work.asked)
     if work.asked.return_token_ids:
         choice |= drawn_ids((), delta.completion)
     return choice

@@ -11,7 +11,7 @@ from etude.serve.generation import Generation
 from etude.serve.native_choice import NativeChoice
 from etude.serve.native_settings import Shown, kept_tokens, lora_of, settings_of_request
 from etude.serve.native_text import shown_text
-from etude.serve.openai_json import LEAST
+from etude.serve.openai_json import LEAST, as_probabilities
 from etude.serve.slot_table import SlotTable
 from etude.serve.timings import Reading
 from etude.serve.types_native import Predicting
@@ -156,12 +156,15 @@ class NativeAnswer:
         return n_total - 1 if n_predicted else n_total
 
     def _probabilities(self, choice: NativeChoice, places: Sequence[int]) -> list[dict[str, Any]]:
+        """Entries of tokens: the model's own logprobs, or the probabilities that were sampled from."""
+        sampled = bool(self._asked.post_sampling_probs)
+        logprobs = choice.logprobs if sampled else choice.raw_logprobs
         entries = []
         for at in places:
             top = choice.tops[at] if choice.tops else ()
-            entry = entry_of(self._tokenizer, choice.token_ids[at], choice.raw_logprobs[at])
+            entry = entry_of(self._tokenizer, choice.token_ids[at], logprobs[at])
             entries.append(entry | {"top_logprobs": tops_of(self._tokenizer, top)})
-        return entries
+        return as_probabilities(entries) if sampled else entries
 
 
 def tops_of(tokenizer: Tokenizer, top: TopLogprobs) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from etude.records import Request
+from etude.records import Request, SamplingParams
 from etude.serve.errors import ApiError
 from etude.serve.generation import Delta, Generation
 from etude.serve.models import ServedModel
@@ -27,6 +27,8 @@ from etude.serve.sampling import engine_request, grammar_of, params_of
 from etude.serve.server import Server, server_of
 from etude.serve.sse import EventStream, JsonResponse, event, until_gone
 from etude.serve.types_native import NativePrompts, NativeRequest, Predicting, PromptObject
+
+MAX_LISTED, MAX_PROBABILITIES = 1000, 1_000_000
 
 
 class NativeWork:
@@ -55,6 +57,7 @@ class NativeWork:
             max_tokens=None if limit == -1 else limit,
             logprobs=min(self.n_probs, model.engine.tokenizer.n_vocab),
         )
+        _check_probabilities(params)
         prompts = self.prompts(model)
         for ids in prompts:
             check_length(model, ids, params.max_tokens, "prompt")
@@ -82,6 +85,18 @@ def _check(asked: Predicting, model: ServedModel) -> None:
             400,
             f"n_keep is {wanted}; a context shift keeps {kept_tokens(model)} tokens, as --keep says",
             param="n_keep",
+        )
+
+
+def _check_probabilities(params: SamplingParams) -> None:
+    """ApiError 400 for so many alternatives of so many tokens that the answer would fill the memory."""
+    n_tokens = MAX_PROBABILITIES if params.max_tokens is None else params.max_tokens
+    if params.logprobs > MAX_LISTED and params.logprobs * n_tokens > MAX_PROBABILITIES:
+        raise ApiError(
+            400,
+            f"n_probs is {params.logprobs}; above {MAX_LISTED}, n_probs times n_predict may be "
+            f"{MAX_PROBABILITIES} at most",
+            param="n_probs",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Iterable, Sequence
@@ -109,7 +110,24 @@ def token_entry(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, A
 def logprobs_of(asked: Answering, drawn: Completion | Delta) -> Sequence[float]:
     """The model's own logprobs, as OpenAI and llama.cpp give them; or, in vLLM's words, the processed ones:
     of the distribution that was sampled from."""
-    return drawn.logprobs if asked.logprobs_mode == "processed_logprobs" else drawn.raw_logprobs
+    processed = asked.post_sampling_probs or asked.logprobs_mode == "processed_logprobs"
+    return drawn.logprobs if processed else drawn.raw_logprobs
+
+
+def as_probabilities(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries of tokens with llama.cpp's `prob` and `top_probs` in place of logprobs.
+
+    >>> as_probabilities([{"id": 5, "logprob": 0.0, "top_logprobs": [{"id": 5, "logprob": 0.0}]}])
+    [{'id': 5, 'prob': 1.0, 'top_probs': [{'id': 5, 'prob': 1.0}]}]
+    """
+    found = []
+    for entry in entries:
+        kept = {key: value for key, value in entry.items() if key not in ("logprob", "top_logprobs")}
+        kept["prob"] = math.exp(entry["logprob"])
+        if "top_logprobs" in entry:
+            kept["top_probs"] = as_probabilities(entry["top_logprobs"])
+        found.append(kept)
+    return found
 
 
 def drawn_logprobs(tokenizer: Tokenizer, asked: Answering, drawn: Completion | Delta) -> dict[str, Any]:
@@ -117,6 +135,8 @@ def drawn_logprobs(tokenizer: Tokenizer, asked: Answering, drawn: Completion | D
     by_id = bool(asked.return_tokens_as_token_ids)
     logprobs = logprobs_of(asked, drawn)
     entries = token_entries(tokenizer, drawn.token_ids, logprobs, drawn.top_logprobs, by_id)
+    if asked.post_sampling_probs:
+        entries = as_probabilities(entries)
     return {"content": entries, "refusal": None}
 
 

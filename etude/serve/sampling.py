@@ -263,7 +263,9 @@ def engine_request(
 ) -> Request:
     """The engine's request, with the adapter that was asked for or that the server runs with."""
     adapter, scale = _adapter(asked, model)
-    return Request(ids, params, n, adapter, scale, grammar, asked.priority or 0, prompt_logprobs)
+    sampled_top = bool(asked.post_sampling_probs and params.logprobs)
+    priority = asked.priority or 0
+    return Request(ids, params, n, adapter, scale, grammar, priority, prompt_logprobs, sampled_top)
 
 
 def _adapter(asked: Sampling, model: ServedModel) -> tuple[str | None, float]:

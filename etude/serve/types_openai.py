@@ -204,6 +204,7 @@ class CompletionRequest(Answering):
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=2**16)] | bool | None = None
     suffix: str | None = None
+    return_progress: bool | None = None
     best_of: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     response_format: ResponseFormat | None = None
     add_special_tokens: bool | None = None

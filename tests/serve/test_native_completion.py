@@ -14,7 +14,7 @@ from etude.engine.engine import Engine
 from etude.records import SamplingParams
 from etude.serve.models import ModelDefaults
 from etude.serve.native_answer import whole_characters
-from tests.serve.live import CONTEXT, client_of
+from tests.serve.live import CONTEXT, client_of, events
 
 
 def complete(client: TestClient, **fields: Any) -> Any:
@@ -235,3 +235,46 @@ def test_the_first_token_costs_no_step(client: TestClient) -> None:
     assert timings["predicted_n"] == 1 and timings["predicted_per_second"] == 0
     timings = complete(client, ignore_eos=True)["timings"]
     assert timings["predicted_per_second"] == pytest.approx(5e3 / timings["predicted_ms"])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_probabilities_that_were_sampled_from(client: TestClient, tiny: Path, temperature: float) -> None:
+    asked = {"temperature": temperature, "top_k": 5, "n_probs": 10, "post_sampling_probs": True}
+    entries = complete(client, **asked)["completion_probabilities"]
+    with Engine.load(tiny, context=64) as engine:
+        [[same]] = engine.generate([[100, 101, 102]], max_tokens=6, temperature=temperature, top_k=5, seed=1)
+    for entry, token, logprob in zip(entries, same.token_ids, same.logprobs, strict=True):
+        assert entry.keys() == {"id", "token", "bytes", "prob", "top_probs"} and entry["id"] == token
+        assert entry["prob"] == pytest.approx(math.exp(logprob), abs=1e-6)
+        probs = [each["prob"] for each in entry["top_probs"]]
+        assert len(probs) == (1 if temperature == 0 else 5) and sum(probs) == pytest.approx(1, abs=1e-5)
+        assert next(each["prob"] for each in entry["top_probs"] if each["id"] == token) == entry["prob"]
+    *parts, _ = streamed(client, **asked)
+    assert [part["completion_probabilities"][0] for part in parts] == entries
+
+
+def test_other_routes_give_probabilities_too(client: TestClient) -> None:
+    fields: dict[str, Any] = {"max_tokens": 3, "seed": 1, "top_k": 4, "post_sampling_probs": True}
+    messages = [{"role": "user", "content": "hi"}]
+    for path, asked in (
+        ("/v1/chat/completions", {"messages": messages, "logprobs": True, "top_logprobs": 3}),
+        ("/v1/completions", {"prompt": "abc", "logprobs": 3}),
+    ):
+        answer = client.post(path, json=fields | asked).json()
+        content = answer["choices"][0]["logprobs"]["content"]
+        assert all(len(entry["top_probs"]) == 3 and 0 < entry["prob"] <= 1 for entry in content)
+
+
+def test_how_far_a_prompt_is_on_other_routes(client: TestClient) -> None:
+    ids = [3 + at % 240 for at in range(150)]
+    asked = {"prompt": ids, "max_tokens": 3, "stream": True, "return_progress": True, "echo": True}
+    chunks = events(client.post("/v1/completions", json=asked).text)
+    told = [chunk["prompt_progress"] for chunk in chunks if "prompt_progress" in chunk]
+    assert told[0]["processed"] == told[0]["cache"] and told[-1]["processed"] == told[-1]["total"] == 150
+    assert not chunks[0]["choices"][0]["text"]
+    assert chunks[len(told)]["choices"][0]["text"].startswith(bytes(each - 3 for each in ids[:9]).decode())
+
+
+def test_all_alternatives_of_a_few_tokens(client: TestClient) -> None:
+    [entry] = complete(client, n_probs=10**6, n_predict=1)["completion_probabilities"]
+    assert len(entry["top_logprobs"]) == 262
