@@ -43,7 +43,7 @@ REQUIREMENTS = (
     "pytest-timeout~=2.4", "pytest-xdist~=3.6", "requests~=2.32", "wget~=3.2",
 )  # fmt: skip
 """llama.cpp's requirements, and a limit of time."""
-TIMEOUT_S = 120
+TIMEOUT_S = 600
 
 APPENDED = """
 
@@ -56,6 +56,8 @@ def _small(make):
         server.offline = False
         server.model_hf_repo = server.model_hf_file = None
         server.model_file = os.environ["SERVER_TESTS_MODEL"]
+        if server.server_embeddings:
+            server.pooling = "mean"  # as a model of embeddings has of its own
         return server
 
     return staticmethod(preset)
