@@ -58,6 +58,7 @@ class Server:
         self.scraped = Totals()  # when /metrics was read last
         self.started_at = time.time()
         self.changing = asyncio.Lock()  # weights or adapters: one change after another
+        self.loading = False  # the first model, at the start
         self.stopping = False  # streams that have no end of their own end now
         self.site = Site()
         self.conversations = ConversationFile(settings.data_folder) if settings.shows_pages else None

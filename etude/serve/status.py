@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from etude.model.family import ModelConfig, layer_slots, slot_shape
 from etude.model.names import LAYER_BIASES
+from etude.serve.errors import ApiError
 from etude.serve.models import ModelSpec, ServedModel
 from etude.serve.operations import Operation
 from etude.serve.server import Server, server_of
@@ -18,7 +19,10 @@ from etude.serve.sse import JsonResponse
 
 
 async def health(request: Request) -> Response:
-    """Open to everybody. A model that is not loaded is loaded by the first request that needs it."""
+    """Open to everybody. A model that is not loaded is loaded by the first request that needs it; only the
+    first of all is waited for."""
+    if server_of(request).loading:
+        raise ApiError(503, "Loading model")
     return JsonResponse({"status": "ok"})
 
 
