@@ -7,6 +7,7 @@ class ServerSession {
   models: Model[] = $state.raw([]);
   defaults: Sampling = $state.raw({});
   runs = $state(false);
+  kept = $state(true);
   version = $state('');
   error = $state('');
   needsKey = $state(false);
@@ -23,6 +24,7 @@ class ServerSession {
       const [found] = await Promise.all([api.get<Session>('/api/session'), this.refreshModels(true)]);
       this.defaults = found.defaults;
       this.runs = found.runs;
+      this.kept = found.kept ?? true;
       this.version = found.version;
       this.ready = true;
     } catch (error) {

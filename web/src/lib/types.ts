@@ -73,6 +73,9 @@ export interface Session {
   user: string | null;
   defaults: Sampling;
   runs: boolean;
+  /** Whether there are conversations at all, and whether they outlive the server. */
+  conversations?: boolean;
+  kept?: boolean;
   version: string;
 }
 

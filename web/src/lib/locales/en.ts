@@ -61,6 +61,7 @@ export const en = {
     newTitle: 'New chat',
     greeting: 'What shall we look at?',
     hint: 'Everything stays on this server.',
+    notKept: 'This server keeps conversations only until it is stopped.',
     missing: 'There is no such conversation.',
     missingText: 'It may have been deleted, or belong to another key.',
     startNew: 'Start a new one',

@@ -63,6 +63,7 @@ export const zh: Words = {
     newTitle: '新对话',
     greeting: '今天想聊点什么？',
     hint: '所有内容都保存在这台服务器上。',
+    notKept: '此服务器停止后不会保留对话。',
     missing: '没有这个对话。',
     missingText: '它可能已被删除，或属于另一个密钥。',
     startNew: '新建对话',
