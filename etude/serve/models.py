@@ -47,13 +47,14 @@ class Adapter:
 @dataclass(frozen=True)
 class ModelDefaults:
     """What a request does not say. template: instead of the model's own. prefill: an assistant's message at
-    the end is continued instead of answered."""
+    the end is continued instead of answered. pooling: of embeddings: mean, last, none."""
 
     params: SamplingParams = field(default_factory=SamplingParams)
     template: ChatTemplate | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
     reasoning_format: str = "auto"
     prefill: bool = True
+    pooling: str = "mean"
     adapters: tuple[Adapter, ...] = ()
 
 

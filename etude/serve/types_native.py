@@ -1,4 +1,4 @@
-"""Bodies of llama.cpp's own routes, under its names.
+"""Bodies of llama.cpp's own routes, under its names, and of /v1/embeddings.
 
 As in types_openai.py types are strict and unknown fields are ignored, with two exceptions that llama.cpp
 makes and its clients rely on: a sampler's value outside of its range counts as the nearest inside, and whole
@@ -139,13 +139,27 @@ class EmbeddingObject(Body):
     content: list[EmbeddingContent]
 
 
+EmbeddingInput = NativePrompts | EmbeddingObject | list[NativePrompts | EmbeddingObject]
+"""Text, ids, both mixed, objects, or a list of such."""
+
+
+class EmbeddingRequest(Body):
+    """POST /v1/embeddings, of OpenAI; input takes what llama.cpp's does."""
+
+    input: EmbeddingInput
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    user: str | None = None
+
+
 class NativeEmbeddingRequest(Body):
-    """POST /embedding. input, or content: text, ids, both mixed, objects, or a list of such.
+    """POST /embedding. input, or content: the texts.
 
     embd_normalize: -1 not at all, 0 the largest is 32760, 1 taxicab, 2 Euclidean, else that norm.
     """
 
-    input: NativePrompts | EmbeddingObject | list[NativePrompts | EmbeddingObject] | None = None
+    input: EmbeddingInput | None = None
     content: NativePrompts | None = None
     embd_normalize: Annotated[int, Field(ge=-1, le=1000)] | None = None
     pooling: Literal["mean", "last", "none"] | None = None

@@ -1,4 +1,4 @@
-"""Bodies of /v1/chat/completions, /v1/completions, /v1/embeddings: OpenAI's fields and llama.cpp's.
+"""Bodies of /v1/chat/completions and /v1/completions: OpenAI's fields and llama.cpp's.
 
 Types are strict (`"temperature": "0.5"` is an error that names the field) and unknown fields are ignored, as
 clients expect that send what only other servers know. Null means the default. Fields that llama.cpp adds to
@@ -208,13 +208,3 @@ class CompletionRequest(Answering):
     best_of: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     response_format: ResponseFormat | None = None
     add_special_tokens: bool | None = None
-
-
-class EmbeddingRequest(Body):
-    """POST /v1/embeddings. input: as the prompt of a completion."""
-
-    input: Prompts
-    model: str | None = None
-    encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    user: str | None = None

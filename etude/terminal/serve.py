@@ -304,5 +304,6 @@ def defaults_of(options: Options) -> ModelDefaults:
         variables=variables,
         reasoning_format=options["reasoning_format"],
         prefill=options["prefill_assistant"],
+        pooling=options["pooling"],
         adapters=found,
     )

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from etude.terminal import flags, refused
-from etude.terminal.options import FALSE_WORDS, TRUE_WORDS, Flag, Group, Refusal, Verb, filled, integer
+from etude.terminal.options import (
+    FALSE_WORDS, TRUE_WORDS, Flag, Group, Refusal, Verb, choice, filled, integer,
+)  # fmt: skip
+
+POOLINGS = ("mean", "last", "none")
 
 MODELS = Group(
     "Models",
@@ -89,6 +93,8 @@ ROUTES = Group(
         Flag(("--prefill-assistant",), "prefill_assistant", "continue an assistant's message at the end of a "
              "conversation (default: yes)", default=True, off=("--no-prefill-assistant",),
              env="LLAMA_ARG_PREFILL_ASSISTANT"),
+        Flag(("--pooling",), "pooling", f"what embeddings are made of: {', '.join(POOLINGS)} (of a text's "
+             "tokens)", choice(*POOLINGS), "HOW", "mean", env="LLAMA_ARG_POOLING"),
         Flag(("--lora-init-without-apply",), "lora_init_without_apply", "load the adapters of --lora, and "
              "use one only where a request asks", default=False),
     ),
@@ -129,8 +135,7 @@ REFUSED = (
     Refusal(("--warmup", "--no-warmup"), "there is nothing to warm up", ("LLAMA_ARG_WARMUP",), ("",)),
     Refusal(("--embedding", "--embeddings"), "embeddings are always there", ("LLAMA_ARG_EMBEDDINGS",), _YES),
     Refusal(("--rerank", "--reranking"), "there are no reranking models", ("LLAMA_ARG_RERANKING",)),
-    Refusal(("--pooling", "--embd-normalize"), "requests choose how embeddings are pooled",
-            ("LLAMA_ARG_POOLING",), ("mean",), 1),
+    Refusal(("--embd-normalize",), "requests to /embedding choose how vectors are normalised", (), ("2",), 1),
     Refusal(("--threads-http",), "one thread serves HTTP, however many clients there are",
             ("LLAMA_ARG_THREADS_HTTP",), (), 1),
     Refusal(("--ssl-key-file", "--ssl-cert-file"), "TLS is a proxy's affair: put nginx or Caddy before it",

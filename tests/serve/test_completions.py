@@ -11,7 +11,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from etude.engine.engine import Engine
-from tests.serve.live import events
+from etude.serve.models import ModelDefaults
+from tests.serve.live import client_of, events
 
 
 def complete(client: TestClient, **fields: Any) -> Any:
@@ -115,5 +116,22 @@ def test_embeddings_are_means_of_length_one(client: TestClient, tiny: Path) -> N
     coded = client.post("/v1/embeddings", json={"input": "abc", "encoding_format": "base64"}).json()
     vector = np.frombuffer(base64.b64decode(coded["data"][0]["embedding"]), "<f4")
     assert vector.tolist() == answer["data"][0]["embedding"]
+    objects = [{"prompt_string": "abc"}, {"content": [{"type": "text", "text": "a"}]}]  # [100] is "a"
+    same = client.post("/v1/embeddings", json={"input": objects}).json()
+    assert [entry["embedding"] for entry in same["data"]] == [entry["embedding"] for entry in answer["data"]]
     assert client.post("/v1/embeddings", json={"input": "abc", "dimensions": 7}).status_code == 400
     assert client.post("/v1/embeddings", json={"input": "a" * 500}).status_code == 400
+
+
+def test_embeddings_are_pooled_as_the_server_was_started(tiny: Path) -> None:
+    with Engine.load(tiny, context=64) as engine:
+        rows = engine.embed(IDS, pooling="none")
+    with client_of(tiny, ModelDefaults(pooling="last")) as client:
+        [entry] = client.post("/v1/embeddings", json={"input": [IDS]}).json()["data"]
+        np.testing.assert_allclose(entry["embedding"], rows[-1] / np.linalg.norm(rows[-1]), atol=1e-6)
+        [entry] = client.post("/embedding", json={"input": [IDS], "pooling": "none"}).json()
+        np.testing.assert_allclose(entry["embedding"], rows, rtol=1e-6)
+    with client_of(tiny, ModelDefaults(pooling="none")) as client:
+        refused = client.post("/v1/embeddings", json={"input": "abc"})
+        assert refused.status_code == 400 and "--pooling" in refused.json()["error"]["message"]
+        assert len(client.post("/embedding", json={"input": [IDS]}).json()[0]["embedding"]) == len(rows)
