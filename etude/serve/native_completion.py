@@ -100,7 +100,7 @@ def _check_probabilities(params: SamplingParams) -> None:
         )
 
 
-def _plain(prompt: NativePrompts) -> str | list[int | str | list[int | str]]:
+def _plain(prompt: NativePrompts) -> Any:
     """Without objects around text. ApiError 400 for pictures."""
     if isinstance(prompt, PromptObject):
         return _text(prompt)

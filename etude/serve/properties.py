@@ -49,7 +49,7 @@ def properties(server: Server, model: ServedModel) -> dict[str, Any]:
         "endpoint_slots": settings.shows_slots,
         "endpoint_props": settings.changes_props,
         "endpoint_metrics": settings.shows_metrics,
-        "ui": False,
+        "ui": settings.shows_pages,
         "ui_settings": {},
         "chat_template": "" if template is None else template.source,
         "chat_template_caps": _capabilities(model),

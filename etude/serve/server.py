@@ -135,7 +135,8 @@ class Server:
     def slots_of(self, model: ServedModel) -> SlotTable:
         """The slots of a model: as many as completions that it writes at once."""
         if model.name not in self.slots:
-            self.slots[model.name] = SlotTable(model.engine.max_sequences)
+            keeps_ids = self.settings.slot_folder is not None
+            self.slots[model.name] = SlotTable(model.engine.max_sequences, keeps_ids=keeps_ids)
         return self.slots[model.name]
 
     @contextmanager

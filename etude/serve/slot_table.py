@@ -22,13 +22,13 @@ NO_SLOT = -1
 
 @dataclass(frozen=True)
 class Written:
-    """What a slot wrote last. ids: prompt and answer, but for the last token, which was never computed."""
+    """What a slot wrote last. n_tokens: of prompt and answer, but for the last, which was never computed;
+    ids: they themselves, where somebody may ask for them."""
 
     task: int
     params: SamplingParams
-    ids: NDArray[np.int32]
-    n_prompt: int
-    n_cached: int
+    n_tokens: int
+    ids: NDArray[np.int32] | None = None
     adapter: str | None = None
 
 
@@ -45,19 +45,14 @@ class Holder:
     def has_ended(self) -> bool:
         return self.generation.closed or self.generation.writings[self.choice].completion is not None
 
-    def written(self) -> Written:
+    def written(self, with_ids: bool) -> Written:
         """What became of it."""
         generation, completion = self.generation, self.generation.writings[self.choice].completion
         request = generation.requests[self.choice // generation.n]
         answer = completion.token_ids[:-1] if completion is not None else ()
-        return Written(
-            self.task,
-            request.params,
-            np.array((*request.prompt_ids, *answer), np.int32),
-            len(request.prompt_ids),
-            0 if completion is None else completion.n_cached,
-            request.adapter,
-        )
+        ids = np.array((*request.prompt_ids, *answer), np.int32) if with_ids else None
+        n_tokens = len(request.prompt_ids) + len(answer)
+        return Written(self.task, request.params, n_tokens, ids, request.adapter)
 
 
 @dataclass
@@ -69,10 +64,11 @@ class Slot:
 
 
 class SlotTable:
-    """The slots of one model."""
+    """The slots of one model. keeps_ids: what they wrote may be saved or erased."""
 
-    def __init__(self, n_slots: int) -> None:
+    def __init__(self, n_slots: int, *, keeps_ids: bool = False) -> None:
         self.slots = [Slot() for _ in range(n_slots)]
+        self._keeps_ids = keeps_ids
         self._waiting: deque[Holder] = deque()
         self._numbers: dict[tuple[int, int], int] = {}
 
@@ -93,7 +89,7 @@ class SlotTable:
         """Free the slots of what has ended, and give them to what waits."""
         for slot in self.slots:
             if slot.holder is not None and slot.holder.has_ended:
-                slot.last, slot.holder = slot.holder.written(), None
+                slot.last, slot.holder = slot.holder.written(self._keeps_ids), None
         while self._waiting:
             number = self._free(self._waiting[0].wished)
             if number is None:

@@ -84,7 +84,7 @@ def _idle(last: Written, model: ServedModel) -> dict[str, Any]:
     nothing = {"has_next_token": False, "has_new_line": False, "n_remain": -1, "n_decoded": 0}
     return {
         "id_task": last.task,
-        "n_prompt_tokens": len(last.ids),
+        "n_prompt_tokens": last.n_tokens,
         "n_prompt_tokens_processed": 0,
         "n_prompt_tokens_cache": 0,
         "params": brief_settings(last.params, model.engine.tokenizer, Shown(n_keep=kept_tokens(model))),
@@ -133,8 +133,8 @@ async def _until_idle(table: SlotTable, slot: Slot) -> None:
 
 def save(model: ServedModel, slot: Slot, path: Path) -> dict[str, Any]:
     """Write what the slot wrote last. Whole pages of the cache are: the rest is soon computed again."""
-    last, start_s = _last(slot), time.perf_counter()
-    n_tokens = model.engine.save_cache(path, last.ids.tolist())
+    ids, start_s = _last_ids(slot), time.perf_counter()
+    n_tokens = model.engine.save_cache(path, ids)
     return {
         "filename": path.name,
         "n_saved": n_tokens,
@@ -154,7 +154,7 @@ def restore(model: ServedModel, slot: Slot, path: Path) -> dict[str, Any]:
         text = str(error).removeprefix(f"{path}: ")  # where the folder lies is no client's affair
         raise ApiError(400, f"Unable to restore slot: {text}") from error
     ids = saved_ids(path)
-    slot.last = Written(-1, model.defaults.params, ids, len(ids), 0)
+    slot.last = Written(-1, model.defaults.params, len(ids), ids)
     return {
         "filename": path.name,
         "n_restored": n_tokens,
@@ -167,17 +167,18 @@ def erase(model: ServedModel, slot: Slot, path: Path) -> dict[str, Any]:
     """Forget what the slot wrote last, as far as nobody else's prompt begins so."""
     n_erased = 0
     if slot.last is not None:
-        n_erased = model.engine.erase_cache(_last(slot).ids.tolist())
+        n_erased = model.engine.erase_cache(_last_ids(slot))
         slot.last = None
     return {"n_erased": n_erased}
 
 
-def _last(slot: Slot) -> Written:
-    if slot.last is None:
+def _last_ids(slot: Slot) -> list[int]:
+    if slot.last is None or slot.last.ids is None:
         raise ApiError(400, "the slot has written nothing yet")
     if slot.last.adapter is not None:
         raise ApiError(400, "the slot ran with an adapter; only caches of the bare model have files")
-    return slot.last
+    ids: list[int] = slot.last.ids.tolist()
+    return ids
 
 
 ACTIONS = {"save": save, "restore": restore, "erase": erase}
