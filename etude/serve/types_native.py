@@ -139,7 +139,8 @@ class EmbeddingObject(Body):
     content: list[EmbeddingContent]
 
 
-EmbeddingInput = NativePrompts | EmbeddingObject | list[NativePrompts | EmbeddingObject]
+EmbeddingItem = str | PromptObject | EmbeddingObject
+EmbeddingInput = EmbeddingItem | list[int | EmbeddingItem | list[int | str]]
 """Text, ids, both mixed, objects, or a list of such."""
 
 
