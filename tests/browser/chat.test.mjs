@@ -340,7 +340,7 @@ test('tokens show their probability and alternatives, by pointer and by keys; on
     await other.click();
     await page.getByRole('group', { name: 'Version 2 of 2' }).waitFor();
     await answered(page);
-    const text = await last(page).locator('.markdown').textContent();
+    const text = await last(page).locator('.tokens').textContent();
     assert.ok(text.trim().startsWith(begins.trim().slice(0, 6)), `${text} begins with ${begins}`);
   }));
 

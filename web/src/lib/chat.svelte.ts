@@ -7,6 +7,7 @@ import { href, router } from './router.svelte';
 import { session } from './session.svelte';
 import { settings } from './settings.svelte';
 import type { Turn } from './stream';
+import { textBefore } from './tokens';
 import type { Attachment, ConversationSettings, Message, MessageFields, Role, Timings, Token } from './types';
 import { Writing } from './writing.svelte';
 
@@ -141,8 +142,13 @@ export class Chat {
   /** A new answer that begins like this one, has `alternative` in place of its token `at`, and goes on by itself. */
   async branchAt(entry: Entry, at: number, alternative: string): Promise<boolean> {
     return this.#guarded(async () => {
-      const content = entry.tokens.slice(0, at).map(([text]) => text).join('') + alternative;
-      const added = await this.#add(entry.parent, 'assistant', { content, ...modelOf(this.model ?? null) });
+      const begun = textBefore(entry.tokens, at, entry.content);
+      const [, , top] = entry.tokens[at] ?? ['', 0, []];
+      if (begun === null) throw new Error('the text cannot be cut in the middle of a character');
+      const logprob = top.find(([text]) => text === alternative)?.[1] ?? 0;
+      const tokens: Token[] = [...entry.tokens.slice(0, at), [alternative, logprob, top]];
+      const content = begun + alternative;
+      const added = await this.#add(entry.parent, 'assistant', { content, tokens, ...modelOf(this.model ?? null) });
       await this.#select(added.id);
       await this.#write(added);
     });
@@ -256,9 +262,10 @@ export class Chat {
     if (this.model !== undefined) entry.model = this.model;
     this.writing = { entry, work };
     const messages = this.#turns(entry);
-    const alternatives = settings.tokens ? ALTERNATIVES : null;
     // tokens are those of the whole answer, or none
-    if (alternatives === null || (entry.content !== '' && entry.tokens.length === 0)) entry.tokens = [];
+    const whole = entry.tokens.length > 0 || (entry.content === '' && entry.reasoning === '');
+    const alternatives = settings.tokens && whole ? ALTERNATIVES : null;
+    if (alternatives === null) entry.tokens = [];
     const ending = await work.run({ model: this.model, messages, sampling: this.settings.sampling ?? {}, alternatives });
     this.writing = null;
     if (ending === 'failed') entry.error = work.error;

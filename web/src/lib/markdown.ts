@@ -78,7 +78,8 @@ const ALLOWED = {
     'ol', 'p', 'pre', 'span', 'strong', 'sub', 'sup', 'table', 'tbody', 'td', 'th', 'thead', 'tr', 'ul',
   ],
   ALLOWED_ATTR: ['href', 'class', 'align', 'start', 'type', 'checked', 'disabled', 'tabindex', 'target', 'rel'],
-  ALLOWED_URI_REGEXP: /^(?:https?|mailto):|^#/i,
+  // DOMPurify asks this of every value, so what names no scheme must pass
+  ALLOWED_URI_REGEXP: /^(?:(?:https?|mailto):|[^a-z]|[a-z+.-]+(?:[^a-z+.\-:]|$))/i,
   ALLOW_DATA_ATTR: false,
   ALLOW_ARIA_ATTR: false,
 };
@@ -94,7 +95,8 @@ export function blocks(text: string): string[] {
   return found;
 }
 
-/** Safe HTML of one block or of a whole text. */
+/** Safe HTML of one block or of a whole text. Where nothing can be sanitised, it is the text as it was written. */
 export function toHtml(text: string): string {
+  if (!purify.isSupported) return `<p>${escapeHtml(text)}</p>`;
   return purify.sanitize(marked.parse(text, { async: false }), ALLOWED);
 }

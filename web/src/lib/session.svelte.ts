@@ -7,6 +7,8 @@ class ServerSession {
   models: Model[] = $state.raw([]);
   defaults: Sampling = $state.raw({});
   runs = $state(false);
+  /** False where only runs are shown (`etude view`). */
+  chats = $state(true);
   kept = $state(true);
   version = $state('');
   error = $state('');
@@ -21,9 +23,11 @@ class ServerSession {
   async load(): Promise<void> {
     this.error = '';
     try {
-      const [found] = await Promise.all([api.get<Session>('/api/session'), this.refreshModels(true)]);
-      this.defaults = found.defaults;
+      const found = await api.get<Session>('/api/session');
+      this.defaults = found.defaults ?? {};
       this.runs = found.runs;
+      this.chats = found.conversations ?? true;
+      if (this.chats) await this.refreshModels(true);
       this.kept = found.kept ?? true;
       this.version = found.version;
       this.ready = true;
@@ -44,7 +48,7 @@ class ServerSession {
 
   async useKey(key: string): Promise<void> {
     settings.set({ key });
-    this.needsKey = false;
+    this.needsKey = this.ready = false;
     await this.load();
   }
 

@@ -1,3 +1,5 @@
+// @vitest-environment jsdom
+// (DOMPurify's own tests run there; another imitation of a browser may let things through that none would)
 import { describe, expect, it } from 'vitest';
 import { blocks, toHtml } from '../../src/lib/markdown';
 
@@ -13,6 +15,7 @@ describe('markdown', () => {
     expect(box.querySelectorAll('td')).toHaveLength(2);
     expect(box.querySelector('td:last-child')?.getAttribute('align')).toBe('right');
     expect(box.querySelectorAll('li')).toHaveLength(2);
+    expect(dom('3. x\n4. y').querySelector('ol')?.getAttribute('start')).toBe('3');
     expect(box.querySelector('code')?.className).toBe('language-python');
     expect(box.querySelector('code')?.textContent).toBe('print("<b>")\n');
   });

@@ -5,7 +5,7 @@ import { duration, percent, short, size } from '../../src/lib/format';
 import { tables } from '../../src/lib/locales';
 import { settings } from '../../src/lib/settings.svelte';
 import { pressed } from '../../src/lib/shortcuts';
-import { bucket, perplexity, visible } from '../../src/lib/tokens';
+import { bucket, perplexity, textBefore, visible } from '../../src/lib/tokens';
 
 afterEach(() => vi.unstubAllGlobals());
 
@@ -23,6 +23,14 @@ describe('tokens', () => {
     expect([0, Math.log(0.95), Math.log(0.5), Math.log(0.01), -100].map(bucket)).toEqual([9, 9, 5, 0, 0]);
     expect(['', 'a\n', '\t'].map(visible)).toEqual(['∎', 'a↵', '⇥']);
     expect(perplexity([['a', Math.log(0.5), []], ['b', Math.log(0.5), []]])).toBeCloseTo(2);
+  });
+});
+
+describe('the text before a token', () => {
+  it('is whole characters, as they stand in the answer', () => {
+    const tokens: [string, number, []][] = [' a', '\\xE5\\xAD', '\\x97', ' b'].map((text) => [text, 0, []]);
+    expect([0, 1, 2, 3, 4].map((n) => textBefore(tokens, n, 'a字 b'))).toEqual(['', ' a', null, ' a字', ' a字 b']);
+    expect(textBefore(tokens, 1, 'other')).toBeNull();
   });
 });
 
