@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,9 +83,11 @@ def template_of(model: ServedModel) -> ChatTemplate:
 
 
 def chat_variables(asked: ChatRequest, model: ServedModel) -> dict[str, Any]:
-    """Variables of the template: the server's, those of the request, and what `reasoning_effort` means.
-    Those that the template does not read are passed over: clients send them to every model."""
-    variables = {**model.defaults.variables, **(asked.chat_template_kwargs or {})}
+    """Variables of the template: the usual ones, the server's, those of the request, and what
+    `reasoning_effort` means. Those that the template does not read are passed over: clients send them to
+    every model."""
+    given = asked.chat_template_kwargs or {}
+    variables = {**_usual_variables(asked), **model.defaults.variables, **given}
     if "enable_thinking" in variables and not isinstance(variables["enable_thinking"], bool):
         raise ApiError(
             400,
@@ -98,6 +101,19 @@ def chat_variables(asked: ChatRequest, model: ServedModel) -> dict[str, Any]:
         variables["reasoning_effort"] = asked.reasoning_effort
     known = model.template.variables if model.template else frozenset()
     return {name: value for name, value in variables.items() if name in known}
+
+
+def _usual_variables(asked: ChatRequest) -> dict[str, Any]:
+    """What llama.cpp gives every template: thoughts unless it is told otherwise, and the date in two forms;
+    and the functions as text, for templates that have no `tools`."""
+    now = datetime.datetime.now()
+    tools = [tool.model_dump(exclude_none=True) for tool in asked.tools or ()]
+    return {
+        "enable_thinking": True,
+        "date_string": now.strftime("%d %b %Y"),
+        "datetime": now.strftime("%b %d %Y"),
+        "functions": json.dumps(tools, ensure_ascii=False),
+    }
 
 
 def continues_last(asked: ChatRequest, model: ServedModel) -> bool:

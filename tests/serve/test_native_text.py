@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+
+from etude.model.chat import ChatTemplate
+from etude.serve.models import ModelDefaults
+from tests.serve.live import client_of
 
 
 def post(client: TestClient, path: str, **fields: Any) -> Any:
@@ -76,3 +82,24 @@ def test_an_answer_that_has_begun_ends_the_prompt(client: TestClient) -> None:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Well"}]
     prompt = post(client, "/apply-template", messages=messages)["prompt"]
     assert prompt.endswith("<|im_start|>assistant\nWell")
+
+
+TEMPLATE = (
+    "{{ messages[0]['content'] }}|{{ date_string }}|{{ datetime }}|{{ functions }}|"
+    "{% if enable_thinking %}<think>{% endif %}"
+)
+
+
+def test_what_every_template_may_read(tiny: Path) -> None:
+    now = datetime.datetime.now()
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+    with client_of(tiny, ModelDefaults(template=ChatTemplate(TEMPLATE))) as client:
+        prompt = post(client, "/apply-template", **asked)["prompt"]
+        assert prompt == f"hi|{now:%d %b %Y}|{now:%b %d %Y}|[]|<think>"
+        kwargs = {"date_string": "then", "enable_thinking": False}
+        prompt = post(client, "/apply-template", chat_template_kwargs=kwargs, **asked)["prompt"]
+        assert prompt == f"hi|then|{now:%b %d %Y}|[]|"
+        asked |= {"tools": [tool], "reasoning_effort": "none"}
+        prompt = post(client, "/apply-template", tool_choice="none", **asked)["prompt"]
+        assert '"name": "f"' in prompt and not prompt.endswith("<think>")
