@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -14,11 +15,14 @@ from unittest.mock import patch
 
 from etude.cli import main
 
+DATA = Path(tempfile.gettempdir()) / "etude-tests"
+"""Where servers that tests start keep conversations: not among the user's."""
+
 
 def environment(**more: str) -> dict[str, str]:
     """This one, without what could change a result."""
     clean = {name: text for name, text in os.environ.items() if not name.startswith(("LLAMA_ARG_", "ETUDE_"))}
-    return {**clean, "NO_COLOR": "1", **more}
+    return {**clean, "NO_COLOR": "1", "ETUDE_DATA": str(DATA), **more}
 
 
 @dataclass(frozen=True)

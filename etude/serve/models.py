@@ -27,12 +27,17 @@ from etude.serve.errors import ApiError
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model that can be loaded. name: its id in the API; aliases mean it too."""
+    """A model that can be loaded. name: its id in the API; aliases mean it too. weight_type: what its
+    matrices are converted to. template: instead of its own. prepare: done with its new engine; what it gives
+    back is the adapter to answer with."""
 
     name: str
     path: Path
     aliases: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    weight_type: str | None = None
+    template: ChatTemplate | None = None
+    prepare: Callable[[Engine], Adapter | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class ModelDefaults:
 
 
 Loader = Callable[[ModelSpec], Engine]
+Finder = Callable[[str], ModelSpec | None]
+"""Models that are in no list, by name; None for a name that is not of its kind."""
 
 
 class Mailbox:
@@ -94,7 +101,7 @@ class ServedModel:
         self.spec = spec
         self.engine = engine
         self.defaults = defaults
-        self.template = defaults.template or engine.chat
+        self.template = spec.template or defaults.template or engine.chat
         self.own_tags = _tags_of(self.template)
         self.tags = self.own_tags or ThinkingTags()
         self.adapters = {adapter.name: adapter for adapter in defaults.adapters}
@@ -151,10 +158,11 @@ class ModelPool:
         *,
         max_loaded: int = 1,
         idle_s: float | None = None,
+        finder: Finder | None = None,
     ) -> None:
         names = [name for spec in specs for name in (spec.name, *spec.aliases)]
         twice = [name for name in names if names.count(name) > 1]
-        if twice or not specs:
+        if twice or not (specs or finder):
             raise EtudeError(f"two models are called {twice[0]!r}" if twice else "there is no model to serve")
         self.specs = tuple(specs)
         self.defaults = defaults or ModelDefaults()
@@ -163,6 +171,7 @@ class ModelPool:
         self.open = opened()
         self._by_name = {name: spec for spec in specs for name in (spec.name, *spec.aliases)}
         self._loader = loader
+        self._finder = finder
         self._loaded: dict[str, ServedModel] = {}
         self._done_before = (0, 0)  # by engines that were closed
         self._lock = asyncio.Lock()
@@ -171,18 +180,23 @@ class ModelPool:
     def find(self, name: str | None) -> ModelSpec:
         """The model a request means, by its own name or that of an adapter it has; without a name the first.
         ApiError 404 for a name that none of several has."""
-        if not name or len(self.specs) == 1:
+        found = self._finder(name) if self._finder is not None and name else None
+        if found is not None:
+            return found
+        if self.specs and (not name or len(self.specs) == 1):
             return self.specs[0]
-        return self.named(name)
+        return self.named(name or "")
 
     def named(self, name: str) -> ModelSpec:
         """The model that has this name. ApiError 404 if none has."""
         if name in self._by_name:
             return self._by_name[name]
+        if self._finder is not None and (found := self._finder(name)) is not None:
+            return found
         for model in self.all_loaded:
             if name in model.adapters:
                 return model.spec
-        known = ", ".join(spec.name for spec in self.specs)
+        known = ", ".join(spec.name for spec in self.specs) or "those of its runs (runs/NAME/STEP)"
         raise ApiError(
             404,
             f"the model {name!r} does not exist; there are: {known}",
@@ -249,10 +263,21 @@ class ModelPool:
             else:
                 self._freed.clear()
                 await self._freed.wait()
-        engine = await asyncio.to_thread(self._loader, spec)
+        engine, adapter = await asyncio.to_thread(self._opened, spec)
         model = ServedModel(spec, engine, self.defaults, self.open)
+        if adapter is not None:
+            model.adapters = {adapter.name: adapter}
         self._loaded[spec.name] = model
         return model
+
+    def _opened(self, spec: ModelSpec) -> tuple[Engine, Adapter | None]:
+        """An engine as the spec wants it."""
+        engine = self._loader(spec)
+        try:
+            return engine, None if spec.prepare is None else spec.prepare(engine)
+        except BaseException:
+            engine.close()
+            raise
 
     async def _unload(self, model: ServedModel) -> None:
         done, counters = self._done_before, model.engine.counters

@@ -27,7 +27,7 @@ class OwnPages:
     def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
         self._app = app
         self._settings = settings
-        own = {"localhost", settings.host, socket.gethostname()}
+        own = {"localhost", socket.gethostname(), *(host.strip() for host in settings.host.split(","))}
         given = {urlsplit(origin).hostname or "" for origin in settings.cors_origins}
         self._names = {name.lower() for name in own | given}
 

@@ -64,7 +64,7 @@ class MetricsTable:
                 column = self._columns[name] = array("d")
             if len(column) < n:  # steps without this number
                 column.extend([NAN] * (n - len(column)))
-            column.append(value)
+            column.append(value if value == value else math.inf)  # nan stands for absent
 
     def __len__(self) -> int:
         return len(self._steps)

@@ -34,7 +34,8 @@ class RunStore:
 
     def readers(self) -> list[RunReader]:
         """All runs, the newest first."""
-        return [reader for reader in find_runs(self.root) if self._is_inside(reader.folder)]
+        found = find_runs(self.root)
+        return [run for run in found if run.folder.name[0] != "." and self._is_inside(run.folder)]
 
     def reader(self, name: str) -> RunReader:
         """The run of a name. ApiError 404."""
@@ -77,3 +78,11 @@ class RunStore:
                 while len(self._steps) > KEPT_STEPS:
                     self._steps.popitem(last=False)
         return rows
+
+
+def settings_of(reader: RunReader) -> dict[str, Any]:
+    """The config of a run; {} where it cannot be read."""
+    try:
+        return reader.config
+    except EtudeError:
+        return {}

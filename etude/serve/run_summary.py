@@ -16,7 +16,8 @@ from typing import Any
 from etude.records import EtudeError
 from etude.runlog import Row, RunReader
 from etude.serve.run_metrics import MetricsTable, costs, shown
-from etude.serve.run_store import RunStore
+from etude.serve.run_models import names_of
+from etude.serve.run_store import RunStore, settings_of
 from etude.serve.run_tokens import plain
 
 SEEDLESS = ("seed", "name", "folder")
@@ -91,7 +92,7 @@ def spark(rows: Sequence[Row]) -> dict[str, Any] | None:
 def details(store: RunStore, reader: RunReader) -> dict[str, Any]:
     """A run, without curves and rollouts. `config` is the text of config.toml; `settings` that as JSON."""
     table: MetricsTable = store.table(reader)
-    best = reader.best()
+    best, talkers = reader.best(), names_of(reader)
     try:
         text = reader.config_text
     except EtudeError:
@@ -101,9 +102,16 @@ def details(store: RunStore, reader: RunReader) -> dict[str, Any]:
         "settings": plain(settings_of(reader)),
         "version": reader.info.version,
         "checkpoints": [
-            {"step": one.step, "best": best is not None and one.step == best.step, "metric": one.metric}
+            {
+                "step": one.step,
+                "best": best is not None and one.step == best.step,
+                "metric": one.metric,
+                "model": talkers.get(str(one.step)),
+            }
             for one in reader.checkpoints()
         ],
+        "final": (reader.folder / "final").is_dir(),
+        "final_model": talkers.get("final"),
         "findings": plain(reader.doctor()),
         "rollout_steps": reader.rollout_steps(),
         "metric_names": table.names,
@@ -111,14 +119,6 @@ def details(store: RunStore, reader: RunReader) -> dict[str, Any]:
         "generation": table.generation,
         "costs": costs(table),
     }
-
-
-def settings_of(reader: RunReader) -> dict[str, Any]:
-    """The config of a run; {} where it cannot be read."""
-    try:
-        return reader.config
-    except EtudeError:
-        return {}
 
 
 def family_of(config: Mapping[str, Any]) -> str:

@@ -28,8 +28,8 @@ from etude.runlog.tail import Tail
 from etude.serve.errors import ApiError
 from etude.serve.operations import Operation
 from etude.serve.query import whole
-from etude.serve.run_store import RunStore
-from etude.serve.run_summary import details, settings_of, summaries
+from etude.serve.run_store import RunStore, settings_of
+from etude.serve.run_summary import details, summaries
 from etude.serve.run_tokens import SORTS, plain, rollout_page, with_texts
 from etude.serve.server import Server, server_of
 from etude.serve.sse import EventStream, JsonResponse, event

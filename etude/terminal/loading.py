@@ -96,8 +96,10 @@ def open_engine(
     cache_tokens: int | None = None,
     sequences: int = 1,
     parallel: int | None = None,
+    weight_type: str | None = None,
 ) -> Engine:
-    """Load a model. The sizes are the bench's; without them, the flags say. parallel: the server's -np."""
+    """Load a model. The sizes are the bench's; without them, the flags say. parallel: the server's -np.
+    weight_type: what its matrices are converted to."""
     _bind_to_cpus(options)
     values = options.values
     threads = threads or (values["threads"] if isinstance(values["threads"], int) else None)
@@ -109,6 +111,7 @@ def open_engine(
         path,
         threads=threads,
         context=context,
+        weight_type=weight_type,
         cache_type_k=values["cache_type_k"],
         cache_type_v=values["cache_type_v"],
         cache_tokens=cache_tokens,

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,8 +20,10 @@ from etude.model.pull import resolve
 from etude.model.source import DEFAULT_MODEL
 from etude.records import EtudeError
 from etude.serve.app import create_app
+from etude.serve.conversation_file import data_folder
 from etude.serve.models import Adapter, ModelDefaults, ModelPool, ModelSpec
 from etude.serve.pausing import resume
+from etude.serve.run_models import finder_of
 from etude.serve.server import Server
 from etude.serve.settings import LOOPBACK, ServeSettings
 from etude.terminal.loading import adapters, given_template, open_engine, template_kwargs
@@ -43,6 +46,7 @@ def run(options: Options) -> int:
         defaults,
         max_loaded=options["models_max"],
         idle_s=None if options["sleep_idle_seconds"] < 0 else options["sleep_idle_seconds"],
+        finder=finder_of(settings.runs_folder),
     )
     with contextlib.ExitStack() as open_sockets:
         addresses = [open_sockets.enter_context(each) for each in listeners(options, settings)]
@@ -50,12 +54,20 @@ def run(options: Options) -> int:
     return 0
 
 
-async def serve(settings: ServeSettings, pool: ModelPool, addresses: list[socket.socket]) -> None:
-    """Load the first model, say where, and serve until a signal."""
+async def serve(
+    settings: ServeSettings,
+    pool: ModelPool,
+    addresses: list[socket.socket],
+    ready: Callable[[str], None] = lambda url: None,
+) -> None:
+    """Load the first model, say where, and serve until a signal. ready: told the address."""
+    app = create_app(settings, pool)
     try:
-        async with pool.use() as model:
-            say(model.engine.describe())
-        app = create_app(settings, pool)
+        if pool.specs:
+            async with pool.use() as model:
+                say(model.engine.describe())
+        if settings.shows_pages:
+            say(f"conversations are kept in {settings.data_folder or 'memory, until the server ends'}")
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -69,11 +81,13 @@ async def serve(settings: ServeSettings, pool: ModelPool, addresses: list[socket
             listening.listen(BACKLOG)  # from now on clients wait instead of being refused
             host, port = listening.getsockname()[:2]
             say(f"listening at http://{f'[{host}]' if ':' in host else host}:{port}{settings.prefix}")
+        ready(url_of(addresses[0], settings.prefix))
         if not set(words(settings.host)) <= set(LOOPBACK) and not settings.api_keys:
             say("warning: whoever reaches this address may use it; --api-key asks for a key")
         await UntilSignal(config, app.state.server).serve(sockets=[listening])
     finally:
         await pool.close()
+        app.state.server.close()
 
 
 class UntilSignal(uvicorn.Server):
@@ -86,6 +100,7 @@ class UntilSignal(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Called when it shall end."""
+        self._server.stopping = True
         resume(self._server)
         await super().shutdown(sockets)
 
@@ -98,6 +113,13 @@ class UntilSignal(uvicorn.Server):
         self.should_exit = True
         name = signal.Signals(sig).name
         os.write(sys.stderr.fileno(), f"{name}: finishing what runs; once more ends it at once\n".encode())
+
+
+def url_of(listening: socket.socket, prefix: str) -> str:
+    """What a browser on this machine is given."""
+    host, port = listening.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}{prefix}/"
 
 
 def say(text: str) -> None:
@@ -166,6 +188,9 @@ def settings_of(options: Options) -> ServeSettings:
         shows_metrics=options["metrics"],
         changes_props=options["props"],
         slot_folder=None if options["slot_save_path"] is None else folder(options, "slot_save_path"),
+        runs_folder=None if options["runs"] is None else folder(options, "runs"),
+        data_folder=kept_in(options),
+        shows_pages=options["ui"],
         weights_folder=None if options["weights_dir"] is None else folder(options, "weights_dir"),
         adapters_folder=None if options["lora_dir"] is None else folder(options, "lora_dir"),
     )
@@ -200,6 +225,14 @@ def admin_keys(options: Options) -> tuple[str, ...]:
     if set(keys) & set(keys_of(options, "api_key")):
         raise options.error("admin_key", "one of them is an API key too: admin keys must be others")
     return keys
+
+
+def kept_in(options: Options) -> Path | None:
+    """The folder of the conversations; None where there are no pages that have any."""
+    if not options["ui"]:
+        options.refuse_without_effect(("data_dir",), "no effect with --no-ui")
+        return None
+    return data_folder() if options["data_dir"] is None else Path(options["data_dir"]).resolve()
 
 
 def words(text: str | None) -> tuple[str, ...]:
@@ -260,9 +293,11 @@ def _is_later_part(path: Path) -> bool:
 def load(options: Options, spec: ModelSpec) -> Engine:
     """An engine with its adapters. In a thread of the pool."""
     parallel = options["parallel"]
-    engine = open_engine(options, spec.path, parallel=None if parallel < 0 else parallel)
+    engine = open_engine(
+        options, spec.path, parallel=None if parallel < 0 else parallel, weight_type=spec.weight_type
+    )
     try:
-        for adapter in adapters_of(options):
+        for adapter in adapters_of(options) if spec.prepare is None else ():
             engine.load_adapter(adapter.name, adapter.path)
     except BaseException:
         engine.close()

@@ -76,6 +76,18 @@ KEYS = Group(
     ),
 )  # fmt: skip
 
+PAGES = Group(
+    "Pages",
+    (
+        Flag(("--ui", "--webui"), "ui", "the pages, at / (default: yes)", default=True,
+             off=("--no-ui", "--no-webui"), env="LLAMA_ARG_UI"),
+        Flag(("--runs",), "runs", "folder of training runs: the run pages show them, and any checkpoint of "
+             "theirs is a model, by the name runs/NAME/STEP", filled, "FOLDER"),
+        Flag(("--data-dir",), "data_dir", "folder where conversations are kept (default: etude in the user's "
+             "data folder)", filled, "FOLDER"),
+    ),
+)  # fmt: skip
+
 ROUTES = Group(
     "What it offers",
     (
@@ -140,8 +152,6 @@ REFUSED = (
             ("LLAMA_ARG_THREADS_HTTP",), (), 1),
     Refusal(("--ssl-key-file", "--ssl-cert-file"), "TLS is a proxy's affair: put nginx or Caddy before it",
             ("LLAMA_ARG_SSL_*",), (), 1),
-    Refusal(("--ui", "--webui"), "there is no page to chat in yet", ("LLAMA_ARG_UI",), FALSE_WORDS),
-    Refusal(("--no-ui", "--no-webui"), "", (), ("",)),
     Refusal(("--path", "--ui-config", "--webui-config", "--ui-config-file", "--webui-config-file"), _PAGES,
             ("LLAMA_ARG_STATIC_PATH", "LLAMA_ARG_UI_CONFIG*"), (), 1),
     Refusal(("--tools", "--tools-runtime", "--mcp-servers-config", "--mcp-servers-json", "--agent",
@@ -158,10 +168,10 @@ REFUSED = (
 
 SERVE = Verb(
     "serve",
-    "an OpenAI-compatible server",
+    "an OpenAI-compatible server, with a page to chat in",
     "etude serve [MODEL …] [flags]",
     (
-        *(MODELS, LISTEN, KEYS, ROUTES, LIMITS, TEMPLATE),
+        *(MODELS, LISTEN, KEYS, PAGES, ROUTES, LIMITS, TEMPLATE),
         *(flags.SAMPLING, MACHINE, CONTEXT, flags.ROPE, flags.LORA),
     ),
     ("model", "MODEL"),

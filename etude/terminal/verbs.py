@@ -6,6 +6,7 @@ from etude.terminal import flags, refused
 from etude.terminal.judging_verbs import EVAL, RUNS
 from etude.terminal.options import Group, Verb
 from etude.terminal.serving_verb import SERVE
+from etude.terminal.viewing_verb import VIEW
 
 _MODEL_NOTE = """
 MODEL is a GGUF file, a Hugging Face folder, or a name that `etude pull` knows (default: smollm2-135m,
@@ -129,5 +130,8 @@ VERSION = Verb("version", "versions of this program and its parts", "etude versi
 
 VERBS = {
     verb.name: verb
-    for verb in (CHAT, GENERATE, SERVE, TOKENIZE, INFO, BENCH, *TRAININGS, EVAL, RUNS, PULL, MERGE, VERSION)
+    for verb in (
+        *(CHAT, GENERATE, SERVE, TOKENIZE, INFO, BENCH, *TRAININGS),
+        *(EVAL, RUNS, VIEW, PULL, MERGE, VERSION),
+    )
 }

@@ -262,17 +262,23 @@ def prepare(
 @dataclass(frozen=True)
 class Learnt:
     """What the updates of a step did. Of each sample, over its completion tokens: advantages, the learner's
-    log-probabilities before the step (None: not computed), ratios in the last epoch."""
+    log-probabilities and entropies before the step (None: not computed), ratios in the last epoch."""
 
     row: Mapping[str, float]
     advantages: Sequence[F32]
     logprobs: Sequence[F32 | None]
+    entropies: Sequence[F32 | None]
     ratios: Sequence[F32]
 
     @property
     def columns(self) -> dict[str, Sequence[F32 | None]]:
         """As they are stored with the rollouts."""
-        return {"advantages": self.advantages, "ratios": self.ratios, "learner_logprobs": self.logprobs}
+        return {
+            "advantages": self.advantages,
+            "ratios": self.ratios,
+            "learner_logprobs": self.logprobs,
+            "entropies": self.entropies,
+        }
 
 
 def improve(
@@ -318,7 +324,8 @@ def improve(
         row |= first_ratio_row(opening[0], first, before)
         row |= clip_row(samples, now, before, ready.advantages, objective.preset)
     computed = [None if sample.idle else before[i] for i, sample in enumerate(samples)]
-    return Learnt(row, ready.advantages, computed, ratios)
+    entropies = [None if sample.idle else first[i]["entropy"] for i, sample in enumerate(samples)]
+    return Learnt(row, ready.advantages, computed, entropies, ratios)
 
 
 def first_group_row(policy: Policy, answers: Answers) -> dict[str, float]:

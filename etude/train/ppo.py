@@ -125,6 +125,7 @@ def train(
                 clock.lap("eval")
             if run.stores_rollouts(step):
                 columns = {"ratios": learnt.ratios, **{name: column_of(samples, name) for name in STORED}}
+                columns["entropies"] = by_sample(passes.entropy_C.float().numpy(), samples)
                 run.writer.rollouts(step, stored_rows(drawn, judged, source.by_id, columns))
                 clock.lap("storing")
             row |= clock.row() | speeds(row, clock) | {"memory_bytes": float(memory_bytes())}

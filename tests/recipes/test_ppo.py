@@ -75,7 +75,7 @@ def test_the_command(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     for name in ("kl", "kl/beta", "clip_fraction", "critic/loss", "explained_variance", "returns/mean"):
         assert np.isfinite(rows[2][name]), name
     stored = reader.rollouts(1)[0]
-    for name in ("ratios", "advantages", "old_values", "returns", "old_logprobs"):
+    for name in ("ratios", "advantages", "old_values", "returns", "old_logprobs", "entropies"):
         assert len(stored[name]) == len(stored["token_ids"]), name
     assert {path.name for path in reader.checkpoints()[-1].folder.iterdir()} >= {"actor", "critic"}
     assert (tmp_path / "try/final/model.gguf").is_file()

@@ -63,12 +63,13 @@ class Course:
     skill: tuple[float, float] = (0.1, 0.85)
     learning_rate: float = 1e-5
     collapse_at: int | None = None
+    model: str = MODEL
 
     @property
     def config(self) -> dict[str, Any]:
         """As config.toml has it."""
         return {
-            "model": {"name": MODEL},
+            "model": {"name": self.model},
             "lora": {"rank": 8, "alpha": 16.0},
             "optimizer": {"learning_rate": self.learning_rate, "schedule": "linear"},
             "data": {"train": f"task:{self.task}", "held_out": f"task:{self.task}?held_out=true&size=300"},
@@ -99,7 +100,7 @@ class Course:
 class Writing:
     """What the model of a course says, judged."""
 
-    def __init__(self, course: Course, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+    def __init__(self, course: Course, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
         self.course = course
         self.tokenizer = tokenizer
         self.prompts = PromptWriter(tokenizer, template)

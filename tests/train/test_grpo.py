@@ -49,7 +49,8 @@ def test_a_run_leaves_everything_that_it_promises(tmp_path: Path) -> None:
     row = next(row for row in reader.rollouts(1) if any(row["advantages"]))
     n = len(row["token_ids"])
     assert all(
-        len(row[name]) == n for name in ("mask", "logprobs", "ratios", "advantages", "learner_logprobs")
+        len(row[name]) == n
+        for name in ("mask", "logprobs", "ratios", "advantages", "learner_logprobs", "entropies")
     )
     sampled = [i for i, chosen in enumerate(row["mask"]) if chosen]
     assert sampled and all(row["ratios"][i] == 1.0 for i in sampled)
