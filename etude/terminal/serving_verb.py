@@ -6,7 +6,15 @@ from dataclasses import replace
 
 from etude.terminal import flags, refused
 from etude.terminal.options import (
-    FALSE_WORDS, TRUE_WORDS, Flag, Group, Refusal, Verb, choice, filled, integer,
+    FALSE_WORDS,
+    TRUE_WORDS,
+    Flag,
+    Group,
+    Refusal,
+    Verb,
+    choice,
+    filled,
+    integer,
 )  # fmt: skip
 
 POOLINGS = ("mean", "last", "none")
