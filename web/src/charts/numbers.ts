@@ -62,7 +62,10 @@ export function duration(seconds: number | null | undefined): string {
 
 function pair(value: number, base: number, large: string, small: string): string {
   const rest = value % base;
-  return `${Math.floor(value / base)} ${large}${rest ? ` ${String(rest).padStart(2, '0')} ${small}` : ''}`;
+  const head = Math.floor(value / base);
+  // beyond ten minutes nobody counts seconds
+  const tail = rest && !(small === 's' && head >= 10) ? ` ${String(rest).padStart(2, '0')} ${small}` : '';
+  return `${head} ${large}${tail}`;
 }
 
 function scientific(value: number, decimals: number): string {

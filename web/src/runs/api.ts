@@ -1,7 +1,7 @@
 // The routes of the run pages, typed. They only read.
 import { api, request } from '../lib/api';
 import { events } from './events';
-import type { Finding, MetricsPage, MetricsRow, RolloutPage, RunDetail, RunSummary, State } from './types';
+import type { Columns, Finding, MetricsRow, RolloutPage, RunDetail, RunSummary, StateEvent } from './types';
 
 function of(name: string): string {
   return `/api/runs/${encodeURIComponent(name)}`;
@@ -22,13 +22,12 @@ export interface MetricsQuery {
   maxPoints?: number;
 }
 
-export function metrics(name: string, query: MetricsQuery, signal?: AbortSignal): Promise<MetricsPage> {
-  const search = new URLSearchParams(query.names.map((metric) => ['name', metric]));
+export function metrics(name: string, query: MetricsQuery, signal?: AbortSignal): Promise<Columns> {
+  const search = new URLSearchParams(query.names.map((metric) => ['names', metric]));
   if (query.after !== undefined) search.set('after', String(query.after));
   if (query.before !== undefined) search.set('before', String(query.before));
   search.set('max_points', String(query.maxPoints ?? 1000));
-  search.set('extremes', '1');
-  return api.get<MetricsPage>(`${of(name)}/metrics?${search}`, signal);
+  return api.get<Columns>(`${of(name)}/metrics?${search}`, signal);
 }
 
 export interface RolloutsQuery {
@@ -48,11 +47,7 @@ export function rollouts(name: string, step: number, query: RolloutsQuery, signa
 export interface Live {
   row: (row: MetricsRow) => void;
   finding: (finding: Finding) => void;
-  /** The rollouts of a step are stored. */
-  rollouts: (step: number) => void;
-  state: (state: State) => void;
-  /** The run was resumed from a checkpoint: what was shown of later steps is void. */
-  reset: () => void;
+  state: (state: StateEvent) => void;
 }
 
 /** What a run writes, as it writes it, until the signal; after a break it goes on from the last row. */
@@ -66,9 +61,7 @@ export async function follow(name: string, after: number, live: Live, signal: Ab
       const row = value as MetricsRow;
       last = row.step;
       live.row(row);
-    } else if (event === 'doctor') live.finding(value as Finding);
-    else if (event === 'rollouts') live.rollouts((value as { step: number }).step);
-    else if (event === 'state') live.state((value as { state: State }).state);
-    else if (event === 'reset') live.reset();
+    } else if (event === 'finding') live.finding(value as Finding);
+    else if (event === 'state') live.state(value as StateEvent);
   }
 }

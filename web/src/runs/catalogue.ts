@@ -22,7 +22,7 @@ interface Template {
 const TEMPLATES: readonly Template[] = [
   { id: 'reward', metrics: ['reward/mean', 'reward/best'] },
   { id: 'parts', metrics: ['reward/part/*'] },
-  { id: 'accuracy', metrics: ['eval/accuracy', 'accuracy', 'eval/accuracy/strict', 'eval/accuracy/lenient'], unit: 'share' },
+  { id: 'accuracy', metrics: ['eval/accuracy', 'eval/accuracy/lenient', 'accuracy'], unit: 'share' },
   { id: 'loss', metrics: ['loss', 'eval/loss', 'critic/loss'] },
   { id: 'margin', metrics: ['margin', 'eval/margin'] },
   { id: 'length', metrics: ['tokens/mean', 'tokens/right', 'tokens/wrong', 'eval/tokens'] },

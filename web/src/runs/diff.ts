@@ -13,6 +13,11 @@ export interface DiffRow {
 /** What says which run it is, not what it does. */
 const NAMES = new Set(['run.seed', 'run.name', 'run.folder', 'seed', 'name', 'folder']);
 
+/** Whether a setting says which run it is and not what it does. */
+export function isName(path: string): boolean {
+  return NAMES.has(path);
+}
+
 /** Rows in the order of the first run that has them. */
 export function diff(configs: readonly string[]): DiffRow[] {
   const runs = configs.map((text) => new Map(settingsOf(text).map((setting) => [setting.path, setting])));

@@ -20,6 +20,7 @@ export class Run {
   readonly #gone = new AbortController();
   #waiting: MetricsRow[] = [];
   #recent: MetricsRow[] = [];
+  #generation: number | null = null;
   #timer: ReturnType<typeof setTimeout> | undefined;
 
   constructor(readonly name: string) {}
@@ -56,7 +57,7 @@ export class Run {
     for (const name of missing) this.#asked.add(name);
     try {
       const query = { names: missing, maxPoints: MAX_POINTS };
-      const { columns } = await metrics(this.name, query, this.#gone.signal);
+      const columns = await metrics(this.name, query, this.#gone.signal);
       // what came while this was under way may be newer than it
       const end = columns.step[columns.step.length - 1] ?? -1;
       const newer = this.#recent.filter(({ step }) => step > end);
@@ -83,7 +84,7 @@ export class Run {
       maxPoints: MAX_POINTS,
     };
     try {
-      const { columns } = await metrics(this.name, query, this.#gone.signal);
+      const columns = await metrics(this.name, query, this.#gone.signal);
       this.#part = { range, curves: { ...this.#whole, ...curvesOf(columns) } };
     } catch {
       this.#part = null; // the coarse curves are still true
@@ -103,15 +104,15 @@ export class Run {
           if (!detail || detail.findings.some(({ step, sign }) => step === finding.step && sign === finding.sign)) return;
           this.detail = { ...detail, findings: [...detail.findings, finding] };
         },
-        rollouts: (step) => {
-          const detail = this.detail;
-          if (!detail || detail.rollout_steps.includes(step)) return;
-          this.detail = { ...detail, rollout_steps: [...detail.rollout_steps, step] };
-        },
-        reset: () => void this.load(),
-        state: (state) => {
+        state: (now) => {
+          const { detail } = this;
+          if (!detail) return;
           // with a new state come checkpoints, the final model: what the folder has gained meanwhile
-          if (this.detail && this.detail.state !== state) void this.load();
+          if (detail.state !== now.state || (this.#generation !== null && this.#generation !== now.generation)) void this.load();
+          this.#generation = now.generation;
+          const stored = now.rollout_step;
+          if (stored === null || detail.rollout_steps.includes(stored)) return;
+          this.detail = { ...detail, rollout_steps: [...detail.rollout_steps.filter((step) => step < stored), stored] };
         },
       },
       AbortSignal.any([stop.signal, this.#gone.signal]),
@@ -123,7 +124,7 @@ export class Run {
   async catchUp(): Promise<void> {
     if (this.#asked.size === 0) return;
     const query = { names: [...this.#asked], after: this.step, maxPoints: 100_000 };
-    const { columns } = await metrics(this.name, query, this.#gone.signal);
+    const columns = await metrics(this.name, query, this.#gone.signal);
     columns.step.forEach((step, at) => {
       const row: MetricsRow = { step };
       for (const [name, values] of Object.entries(columns)) if (name !== 'step') row[name] = values[at] ?? null;

@@ -181,7 +181,7 @@ describe('tokens', () => {
   const row: RolloutRow = {
     problem_id: 'p', index: 0, prompt: null, answer: '2', text: 'a b', finish: 'eos', weights_version: 0, prompt_length: 1,
     score: { total: 1, parts: {}, parsed: '2', verdict: '', failure: null },
-    token_ids: [5, 6, 7, 8], mask: [0, 1, 0, 1], texts: ['?', 'a', '\n', 'b'],
+    token_ids: [5, 6, 7, 8], mask: [0, 1, 0, 1], tokens: ['?', 'a', '\n', 'b'],
     logprobs: [0, -1, 0, -2], learner_logprobs: [0, -1.5, 0, null], ratios: [0, 2, 0, 0.5], advantages: [0, 0.5, 0, -0.5],
   };
 
@@ -190,7 +190,7 @@ describe('tokens', () => {
     expect(tokens.map(({ at, counted }) => [at, counted])).toEqual([[1, true], [2, false], [3, true]]);
     expect(tokens[1]!.logprob).toBeNaN();
     expect(visible(tokens[1]!)).toBe('⏎\n');
-    expect(visible(tokensOf({ ...row, texts: null })[0]!)).toBe('⟨6⟩');
+    expect(visible(tokensOf({ ...row, tokens: null })[0]!)).toBe('⟨6⟩');
   });
 
   test('a ratio of 2 is as strong as one of a half; only what is known is offered', () => {

@@ -30,7 +30,7 @@ export function tokensOf(row: RolloutRow, whole = false): Token[] {
     tokens.push({
       at,
       id: row.token_ids[at]!,
-      text: row.texts?.[at] ?? null,
+      text: row.tokens?.[at] ?? null,
       counted,
       logprob: number(row.logprobs),
       learner: number(row.learner_logprobs ?? row.old_logprobs),

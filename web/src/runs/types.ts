@@ -42,7 +42,8 @@ export interface Finding {
 export interface RunDetail extends Omit<RunSummary, 'findings'> {
   config: string;
   checkpoints: CheckpointInfo[];
-  final: boolean;
+  /** The finished model's name for a chat; null without one. */
+  final_model?: string | null;
   findings: Finding[];
   rollout_steps: number[];
   metric_names: string[];
@@ -51,10 +52,13 @@ export interface RunDetail extends Omit<RunSummary, 'findings'> {
 /** `step`, and a column for each metric; of binned runs also NAME:min and NAME:max. */
 export type Columns = { step: number[] } & Record<string, (number | null)[]>;
 
-export interface MetricsPage {
-  columns: Columns;
-  /** Steps that one point stands for. */
-  bin: number;
+/** What has changed of a run that is followed. */
+export interface StateEvent {
+  state: State;
+  step: number;
+  rollout_step: number | null;
+  /** Grows when a resumed run has gone back to a checkpoint: its rows are sent again. */
+  generation: number;
 }
 
 export interface Score {
@@ -81,7 +85,7 @@ export interface RolloutRow {
   token_ids: number[];
   mask: number[];
   /** Texts of the tokens; null where the server has no tokenizer of this model. */
-  texts?: string[] | null;
+  tokens?: string[] | null;
   /** Positions of control tokens. */
   control?: number[];
   logprobs?: Numbers;
@@ -110,7 +114,7 @@ export interface RolloutPage {
   rollouts: RolloutRow[];
   groups: GroupInfo[];
   /** Why there are no texts of tokens. */
-  texts_missing: string | null;
+  tokens_missing: string | null;
 }
 
 /** A row of metrics.jsonl as the event stream sends it. */

@@ -14,5 +14,6 @@ export function w(): RunWords {
 /** What a panel or a metric is called: in words where they are known, else by its own name. */
 export function titleOf(id: string): string {
   const titles: Record<string, string> = w().panels;
-  return titles[id] ?? id.replace(/^reward\/part\//, '');
+  const part = /^reward\/part\/(.+)$/.exec(id)?.[1];
+  return titles[id] ?? (part === undefined ? id : `${titles['reward']}: ${part}`);
 }
