@@ -16,6 +16,11 @@ test('a key is asked for, kept, and opens what belongs to it, also after a resta
     await page.getByLabel('API key').fill(key);
     await page.getByRole('button', { name: 'Use this key' }).click();
   };
+  const open = async (page, key) => {
+    const loaded = page.waitForEvent('load');
+    await enter(page, key);
+    await loaded;
+  };
   try {
     await onPage(
       browser,
@@ -25,8 +30,7 @@ test('a key is asked for, kept, and opens what belongs to it, also after a resta
         await shot(page, 'key');
         await enter(page, 'wrong');
         await page.getByText('does not know this key').waitFor();
-        await enter(page, 'first');
-        await page.getByRole('dialog').waitFor({ state: 'detached' });
+        await open(page, 'first');
         await page.getByLabel('Message', { exact: true }).fill('Hello there');
         await page.keyboard.press('Enter');
         await page.locator('[data-action=regenerate]').waitFor();
@@ -43,8 +47,7 @@ test('a key is asked for, kept, and opens what belongs to it, also after a resta
         browser,
         server.url,
         async (page) => {
-          await enter(page, key);
-          await page.getByRole('dialog').waitFor({ state: 'detached' });
+          await open(page, key);
           if (n === 0) await page.getByText('Conversations will be listed here.').waitFor();
           else await page.getByRole('link', { name: 'Hello there' }).waitFor();
         },

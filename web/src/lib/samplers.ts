@@ -29,7 +29,16 @@ export interface TextField {
   fallback: string;
 }
 
-export type Field = NumberField | ListField | TextField;
+export interface ChoiceField {
+  kind: 'choice';
+  name: 'reasoning_effort';
+  options: readonly Effort[];
+  fallback: '';
+}
+
+/** How much a model that thinks should think; the empty one leaves it to the model's template. */
+export type Effort = '' | 'none' | 'low' | 'medium' | 'high';
+export type Field = NumberField | ListField | TextField | ChoiceField;
 export type FieldName = Field['name'];
 export type GroupName = 'basic' | 'cutoff' | 'repetition' | 'dry' | 'xtc' | 'dynamic' | 'mirostat' | 'form';
 
@@ -60,6 +69,7 @@ export const GROUPS: readonly { name: GroupName; fields: readonly Field[] }[] = 
       number('min_p', 0.05, 0, 1, 0.01, { off: 0 }),
       number('max_tokens', -1, -1, 4096, 1, { ...whole, off: -1 }),
       number('seed', -1, -1, 2 ** 32, 1, { ...whole, bare: true, off: -1 }),
+      { kind: 'choice', name: 'reasoning_effort', options: ['', 'none', 'low', 'medium', 'high'], fallback: '' },
     ],
   },
   {

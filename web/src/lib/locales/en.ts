@@ -145,6 +145,7 @@ export const en = {
     noLimit: 'no limit',
     random: 'random',
     nothing: 'none',
+    efforts: { '': 'as the model does', none: 'none', low: 'little', medium: 'medium', high: 'much' },
     oneByLine: 'One in each line; \\n is a line break.',
     groups: {
       basic: 'Basics',
@@ -163,6 +164,7 @@ export const en = {
       min_p: ['Min p', 'Leave out tokens less likely than this share of the likeliest'],
       max_tokens: ['Longest answer', 'Tokens after which an answer is cut'],
       seed: ['Seed', 'The same seed gives the same answer'],
+      reasoning_effort: ['Thinking', 'For models that think, and as far as they can be told'],
       typical_p: ['Typical p', 'Prefer tokens about as surprising as expected'],
       top_n_sigma: ['Top n σ', 'Keep tokens within n standard deviations of the best logit'],
       min_keep: ['Keep at least', 'No cut-off leaves fewer tokens than this'],

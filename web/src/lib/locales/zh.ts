@@ -147,6 +147,7 @@ export const zh: Words = {
     noLimit: '不限',
     random: '随机',
     nothing: '无',
+    efforts: { '': '由模型决定', none: '不思考', low: '少', medium: '中', high: '多' },
     oneByLine: '每行一个；\\n 表示换行。',
     groups: {
       basic: '基本',
@@ -165,6 +166,7 @@ export const zh: Words = {
       min_p: ['Min p', '去掉概率低于最大概率此比例的词元'],
       max_tokens: ['最长回答', '超过这么多词元就截断'],
       seed: ['种子', '相同的种子给出相同的回答'],
+      reasoning_effort: ['思考', '适用于会思考且可以控制的模型'],
       typical_p: ['Typical p', '偏好惊讶程度接近期望的词元'],
       top_n_sigma: ['Top n σ', '保留与最大 logit 相差 n 个标准差以内的词元'],
       min_keep: ['至少保留', '任何截断都不会留下更少的词元'],

@@ -1,1 +1,0 @@
-import{a as e,i as t,n,o as r,r as i,t as a}from"./index-ZC-WdNie.js";var o=i(`<main></main>`);function s(i,s){r(s,!0);var c=o();t(()=>a(c,`data-page`,s.route.page)),n(i,c),e()}export{s as default};
