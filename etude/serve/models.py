@@ -148,6 +148,7 @@ class ModelPool:
     """Specs, and the engines of those in use. Belongs to one event loop. open: cleared while paused.
 
     max_loaded: engines at once. idle_s: an engine that nobody used for so long is closed; None: never.
+    before_unload: told of a model that is about to be closed.
     """
 
     def __init__(
@@ -173,6 +174,7 @@ class ModelPool:
         self._loader = loader
         self._finder = finder
         self._loaded: dict[str, ServedModel] = {}
+        self.before_unload: Callable[[ServedModel], None] = lambda model: None
         self._done_before = (0, 0)  # by engines that were closed
         self._lock = asyncio.Lock()
         self._freed = asyncio.Event()
@@ -280,6 +282,7 @@ class ModelPool:
             raise
 
     async def _unload(self, model: ServedModel) -> None:
+        self.before_unload(model)
         done, counters = self._done_before, model.engine.counters
         self._done_before = (done[0] + counters.steps, done[1] + counters.drawn_tokens)
         del self._loaded[model.name]

@@ -28,8 +28,12 @@ async def props(request: HttpRequest) -> Response:
     if served is None and known is not None:
         return JsonResponse(known | {"is_sleeping": True})
     async with server.model(name) as model:
-        found = server.known_props[spec.name] = properties(server, model)
-    return JsonResponse(found)
+        return JsonResponse(properties(server, model))
+
+
+def remember(server: Server, model: ServedModel) -> None:
+    """A model goes to sleep."""
+    server.known_props[model.name] = properties(server, model)
 
 
 def properties(server: Server, model: ServedModel) -> dict[str, Any]:

@@ -60,34 +60,48 @@ async def serve(
     addresses: list[socket.socket],
     ready: Callable[[str], None] = lambda url: None,
 ) -> None:
-    """Load the first model, say where, and serve until a signal. ready: told the address."""
+    """Serve until a signal. While the first model loads, /health says so and other requests wait; then it is
+    said where. ready: told the address."""
     app = create_app(settings, pool)
+    state: Server = app.state.server
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        lifespan="on",
+        timeout_keep_alive=KEEP_ALIVE_S,
+    )
+    state.loading = bool(pool.specs)
+    for listening in addresses:
+        listening.listen(BACKLOG)
+    server = UntilSignal(config, state)
+    serving = asyncio.create_task(server.serve(sockets=addresses))
     try:
         if pool.specs:
             async with pool.use() as model:
                 say(model.engine.describe())
-        if settings.shows_pages:
-            say(f"conversations are kept in {settings.data_folder or 'memory, until the server ends'}")
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            ws="none",
-            lifespan="on",
-            timeout_keep_alive=KEEP_ALIVE_S,
-        )
-        for listening in addresses:
-            listening.listen(BACKLOG)  # from now on clients wait instead of being refused
-            host, port = listening.getsockname()[:2]
-            say(f"listening at http://{f'[{host}]' if ':' in host else host}:{port}{settings.prefix}")
+        state.loading = False
+        announce(settings, addresses)
         ready(url_of(addresses[0], settings.prefix))
-        if not set(words(settings.host)) <= set(LOOPBACK) and not settings.api_keys:
-            say("warning: whoever reaches this address may use it; --api-key asks for a key")
-        await UntilSignal(config, app.state.server).serve(sockets=[listening])
+        await serving
     finally:
+        server.should_exit = True
+        await asyncio.gather(serving, return_exceptions=True)
         await pool.close()
-        app.state.server.close()
+        state.close()
+
+
+def announce(settings: ServeSettings, addresses: list[socket.socket]) -> None:
+    """Where it listens, and what whoever started it should know."""
+    if settings.shows_pages:
+        say(f"conversations are kept in {settings.data_folder or 'memory, until the server ends'}")
+    for listening in addresses:
+        host, port = listening.getsockname()[:2]
+        say(f"listening at http://{f'[{host}]' if ':' in host else host}:{port}{settings.prefix}")
+    if not set(words(settings.host)) <= set(LOOPBACK) and not settings.api_keys:
+        say("warning: whoever reaches this address may use it; --api-key asks for a key")
 
 
 class UntilSignal(uvicorn.Server):
@@ -106,7 +120,10 @@ class UntilSignal(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the system between two instructions, of itself too: it is a second one if it comes while
-        the first is being told of."""
+        the first is being told of. While the first model loads nothing runs that could finish."""
+        if self._server.loading:
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
         if self.should_exit:
             self.force_exit = True
             return

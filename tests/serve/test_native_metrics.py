@@ -51,7 +51,8 @@ def test_what_was_done_is_counted(tiny: Path) -> None:
 def test_a_model_that_sleeps_takes_no_numbers_with_it(tiny: Path) -> None:
     with client_of(tiny, shows_metrics=True) as client:
         complete(client, n_predict=4)
-        before, props = read(client), client.get("/props").json()
+        props = client.get("/props").json()
+        before = read(client)
         pool = client.app.state.server.pool  # type: ignore[attr-defined]
         pool.idle_s = 0.0
         assert client.portal is not None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +19,14 @@ from typing import Any
 
 import pytest
 
+from etude.engine.engine import Engine
+from etude.serve.models import ModelPool, ModelSpec
+from etude.serve.settings import ServeSettings
 from etude.terminal.options import UsageError, parse
-from etude.terminal.serve import defaults_of, listeners, settings_of, specs_of
+from etude.terminal.serve import defaults_of, listeners, serve, settings_of, specs_of
 from etude.terminal.verbs import VERBS
 from tests.command import assert_one_message, environment, etude
+from tests.serve.live import load, until
 
 
 @contextmanager
@@ -136,3 +143,37 @@ def test_chat_does_not_load_the_server() -> None:
     loaded = set(done.stdout.split())
     assert "etude.engine.engine" in loaded
     assert not loaded & {"starlette", "uvicorn", "pydantic", "etude.serve"}
+
+
+def test_who_asks_while_the_model_loads_is_told(tiny: Path) -> None:
+    """/health is a 503 then; other requests wait."""
+    loads, begun = threading.Event(), threading.Event()
+
+    def slow(spec: ModelSpec) -> Engine:
+        begun.set()
+        assert loads.wait(30)
+        return load(spec)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        loop = asyncio.new_event_loop()
+        work = loop.create_task(
+            serve(ServeSettings(), ModelPool([ModelSpec("tiny", tiny)], slow), [listening])
+        )
+        thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.wait([work])))
+        thread.start()
+        try:
+            assert begun.wait(30)
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(f"{url}/health", timeout=30)
+            assert refused.value.code == 503
+            assert json.load(refused.value)["error"]["message"] == "Loading model"
+            loads.set()
+            with post(f"{url}/tokenize", {"content": "a"}) as answer:
+                assert json.load(answer) == {"tokens": [100]}
+            until(lambda: urllib.request.urlopen(f"{url}/health", timeout=30).status == 200)
+        finally:
+            loads.set()
+            loop.call_soon_threadsafe(work.cancel)
+            thread.join(30)
+            loop.close()
