@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from etude.serve.body import Body as Body
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(ge=1e-6, le=1e6)]
@@ -24,12 +26,6 @@ Prompts = str | list[int | str | list[int | str]]
 
 MAX_LOGPROBS = 20
 """OpenAI's limit of top_logprobs; n_probs of llama.cpp has none."""
-
-
-class Body(BaseModel):
-    """Strict, and without NaN."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, protected_namespaces=())
 
 
 class Chain(Body):

@@ -55,6 +55,15 @@ def test_the_field_that_is_wrong_is_named(client: TestClient, fields: dict[str, 
     assert error["type"] == "invalid_request_error" and error["param"] == param
 
 
+def test_whole_numbers_may_be_written_with_a_point(client: TestClient) -> None:
+    raw = b'{"messages":[{"role":"user","content":"2.0"}],"max_tokens":2.0,"top_k":4e1,"n":%s}'
+    answer = client.post(CHAT, content=raw % b"1.0").json()
+    assert answer["usage"]["completion_tokens"] == 2
+    for wrong in (b"1.5", b"1.0e400", b"1" * 5000, b'"1.0"'):
+        error = client.post(CHAT, content=raw % wrong)
+        assert error.status_code == 400, error.text
+
+
 @pytest.mark.parametrize(
     "fields",
     [
