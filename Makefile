@@ -8,6 +8,7 @@
 #   make test-web     types and unit tests of the pages, and whether the built ones are built from them
 #   make test-browser every feature of the pages, in a real Chromium against a real server
 #   make test-peers   make the stored outputs of other programs anew, and compare (builds them: half an hour)
+#   make test-server  llama.cpp's own server tests, on llama-server and on ours; schemathesis on the API (same)
 #   make clean        remove what was built; models stay in the cache folder
 #
 # PYTHON=python3.12 chooses another Python; PYTEST="-x -k gguf" goes to pytest; ETUDE_CACHE moves the models.
@@ -23,7 +24,7 @@ NATIVE := CMakeLists.txt $(wildcard etude/kernels/*.cpp etude/kernels/*.h)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint web test-web test-browser test-peers bench clean
+.PHONY: demo test lint web test-web test-browser test-peers test-server bench clean
 
 demo: $(VENV)/.built
 	@$(BIN)/etude pull smollm2-135m >/dev/null
@@ -43,6 +44,10 @@ test-peers: $(VENV)/.built
 	@$(BIN)/etude pull smollm2-135m >/dev/null
 	@$(BIN)/etude pull gemma3-270m >/dev/null
 	$(BIN)/python -m tests.peers $(ARGS)
+
+test-server: $(VENV)/.built
+	$(BIN)/python -m tests.peers.server_tests --out build/server-tests $(ARGS)
+	$(BIN)/python -m tests.peers.api_schema
 
 web: web/node_modules/.installed
 	cd web && npm run --silent build
