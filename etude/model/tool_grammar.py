@@ -34,11 +34,13 @@ def tool_grammar(
     tags: ThinkingTags | None = None,
     thinking_open: bool = False,
     special_ids: Mapping[str, int] | None = None,
+    budget: int | None = None,
 ) -> Grammar:
     """choice: "auto" (text, calls or both), "required" (calls only), or the name of the tool to call.
 
     parallel: whether several calls may follow each other. tags, thinking_open: thoughts may come first.
-    special_ids: ids of the tokens that text cannot spell, by their texts. EtudeError if a tool is not there.
+    special_ids: ids of the tokens that text cannot spell, by their texts. budget: most tokens of thoughts.
+    EtudeError if a tool is not there.
     """
     functions = [tool.get("function", tool) for tool in tools]
     if choice not in ("auto", "required"):
@@ -65,7 +67,19 @@ def tool_grammar(
         reply = f"({opened} {inside})* {rest}" if parallel else f"{opened} {inside} | {rest}"
     else:
         reply = f"{section} | " + writer.rule("plain", r"/\s*([^\[{\s](.|\n)*)?/")
-    return writer.grammar(reply, tags, thinking_open)
+    return writer.grammar(reply, tags, thinking_open, budget)
+
+
+def thought_grammar(
+    budget: int, tags: ThinkingTags, *, thinking_open: bool = False, special_ids: Mapping[str, int]
+) -> Grammar:
+    """Thoughts of at most `budget` tokens, which are then closed; the answer is free, and may have any of the
+    tokens in special_ids. EtudeError where no token of its own closes thoughts."""
+    writer = _Writer(special_ids)
+    free = writer.rule("text", ANYTHING)
+    others = {id for text, id in special_ids.items() if text not in (tags.open, tags.close)}
+    ids = ",".join(map(str, sorted(others)))
+    return writer.grammar(f"{free} (<[{ids}]> {free})*" if ids else free, tags, thinking_open, budget)
 
 
 def response_grammar(
@@ -74,9 +88,10 @@ def response_grammar(
     tags: ThinkingTags | None = None,
     thinking_open: bool = False,
     special_ids: Mapping[str, int] | None = None,
+    budget: int | None = None,
 ) -> Grammar | None:
     """OpenAI's `response_format` (and llama.cpp's, with a `schema` beside json_object) -> what holds the
-    reply to it; thoughts stay free. EtudeError with the reason if it is none."""
+    reply to it; thoughts stay free, up to `budget` tokens. EtudeError with the reason if it is none."""
     if response_format is None or (kind := response_format.get("type")) == "text":
         return None
     if kind == "json_object":
@@ -91,7 +106,7 @@ def response_grammar(
     if tags is None:
         return Grammar("json_schema", json.dumps(schema))
     writer = _Writer(special_ids or {})
-    return writer.grammar(writer.json(schema), tags, thinking_open)
+    return writer.grammar(writer.json(schema), tags, thinking_open, budget)
 
 
 class _Writer:
@@ -119,10 +134,17 @@ class _Writer:
         parts.append(text[at:])
         return " ".join(part if i % 2 else _literal(part) for i, part in enumerate(parts) if part) or '""'
 
-    def until(self, end: str) -> str:
-        """Anything up to and with the first `end`."""
+    def until(self, end: str, budget: int | None = None) -> str:
+        """Anything up to and with the first `end`, which comes after `budget` tokens at the latest."""
         if end in self._special_ids:
-            return f"{self.rule('free', ANYTHING)} {self.text(end)}"
+            limit = "" if budget is None else f"[max_tokens={budget}]"
+            free = "" if budget == 0 else self.rule("free", ANYTHING, limit)
+            return f"{free} {self.text(end)}"
+        if budget is not None:
+            raise EtudeError(
+                f"thoughts end with {end}, which is no single token of this model, so that they cannot be "
+                "closed after a number of tokens: leave out the budget"
+            )
         return self.rule("free", ANYTHING, f"[suffix={_literal(end)}]")
 
     def json(self, schema: Mapping[str, Any]) -> str:
@@ -131,11 +153,13 @@ class _Writer:
         options = {"whitespace_pattern": WHITESPACE, **(own if isinstance(own, Mapping) else {})}
         return self.rule("json", f"%json {json.dumps({**schema, 'x-guidance': options})}")
 
-    def grammar(self, reply: str, tags: ThinkingTags | None, thinking_open: bool) -> Grammar:
+    def grammar(
+        self, reply: str, tags: ThinkingTags | None, thinking_open: bool, budget: int | None
+    ) -> Grammar:
         """All rules; thoughts come before the reply."""
         start = self.rule("reply", reply)
         if tags:
-            thought = f"{self.until(tags.close)} {self.rule('blanks', BLANKS)}"
+            thought = f"{self.until(tags.close, budget)} {self.rule('blanks', BLANKS)}"
             opened = thought if thinking_open else f"({self.text(tags.open)} {thought})?"
             start = f"{opened} {start}"
         return Grammar("lark", "\n".join(["%llguidance {}", f"start: {start}", *self._rules, ""]))

@@ -65,7 +65,6 @@ class MessageAnswer:
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
-            "usage": self._usage(),
         }
 
     async def whole(self) -> dict[str, Any]:
@@ -84,8 +83,10 @@ class MessageAnswer:
         return event(error.as_anthropic_json(), "error")
 
     async def _events(self) -> AsyncIterator[dict[str, Any]]:
-        yield {"type": "message_start", "message": {**self.message, "content": []}}
         async for delta in self._generation.deltas():
+            if "usage" not in self.message:  # with the first delta it is known what was in the cache
+                self.message["usage"] = self._usage() | {"output_tokens": 0}
+                yield {"type": "message_start", "message": {**self.message, "content": []}}
             ended = delta.finish is not None
             part = self._parser.push(delta.text, ended=ended)
             for step in self._segments.push(part.deltas, ended=ended):
@@ -144,7 +145,7 @@ class MessageAnswer:
             self.message["usage"]["output_tokens_details"] = {"thinking_tokens": thought}
 
     def _usage(self) -> dict[str, Any]:
-        """Tokens; what was found in the cache counts apart, and is known at the end."""
+        """Tokens; what was found in the cache counts apart."""
         generation = self._generation
         return {
             "input_tokens": generation.n_prompt - generation.n_cached,

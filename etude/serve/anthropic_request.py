@@ -64,7 +64,8 @@ def chat_request(asked: AnthropicConversation) -> ChatRequest:
     }
     if isinstance(asked, MessagesRequest):
         fields |= {name: getattr(asked, name) for name in Sampling.model_fields}
-        fields |= {"max_tokens": asked.max_tokens, "stream": asked.stream, "stop": _stops(asked)}
+        fields |= {"max_tokens": asked.max_tokens, "stream": asked.stream, "return_progress": asked.stream}
+        fields["stop"] = _stops(asked)
     return ChatRequest.model_construct(**fields)
 
 

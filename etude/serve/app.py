@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
@@ -18,6 +17,7 @@ from starlette.routing import BaseRoute, Mount
 
 from etude.serve import (
     admin,
+    anthropic,
     chat,
     completions,
     conversations,
@@ -31,6 +31,7 @@ from etude.serve import (
     openapi,
     pages,
     properties,
+    responses,
     runs,
     slots,
     status,
@@ -45,10 +46,9 @@ from etude.serve.server import Server
 from etude.serve.settings import ServeSettings
 
 ROUTE_MODULES = (
-    status, chat, completions, embeddings, native_text, native_completion, properties, runs, conversations,
-    pages,
-    native_embeddings, native_infill, slots, metrics, lora_adapters,
-    tokens, admin,
+    status, chat, responses, anthropic, completions, embeddings, native_text, native_completion, properties,
+    runs, tokens, admin, conversations, pages, native_embeddings, native_infill, slots, metrics,
+    lora_adapters,
 )  # fmt: skip
 IDLE_CHECK_S = 1.0
 
@@ -56,7 +56,6 @@ IDLE_CHECK_S = 1.0
 def create_app(settings: ServeSettings, pool: ModelPool) -> Starlette:
     """The server as an ASGI application. It closes the pool at its end."""
     server = Server(settings, pool)
-    pool.before_unload = functools.partial(properties.remember, server)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -12,7 +12,7 @@ asked for, usage with no choices; then [DONE].
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from starlette.requests import Request as HttpRequest
@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from etude.model.tool_calls import ToolCallDelta
-from etude.records import Request
+from etude.records import Grammar, Request
 from etude.serve.errors import ApiError
 from etude.serve.generation import Delta, Generation
 from etude.serve.models import ServedModel
@@ -46,7 +46,7 @@ from etude.serve.prompts import (
 from etude.serve.sampling import engine_request, grammar_of, params_of
 from etude.serve.server import Server, server_of
 from etude.serve.sse import DONE, EventStream, JsonResponse, error_event, event, until_gone
-from etude.serve.tools import call_grammar, offered, prepared, special_ids
+from etude.serve.tools import call_grammar, free_grammar, offered, prepared, special_ids, thought_budget
 from etude.serve.types_openai import MAX_LOGPROBS, ChatRequest
 
 
@@ -72,18 +72,26 @@ class ChatWork:
             asked, model.defaults.params, model.engine.tokenizer, max_tokens=limit, logprobs=self.n_top or 0
         )
         check_length(model, prompt.ids, params.max_tokens, "messages")
-        specials = special_ids(model.engine.tokenizer, None, model.own_tags)
+        grammar, n, scores = self._grammar(model), asked.n or asked.n_cmpl or 1, self.n_prompt_top
+        return [engine_request(asked, model, prompt.ids, params, n, grammar, prompt_logprobs=scores)]
+
+    def _grammar(self, model: ServedModel) -> Grammar | None:
+        """What the reply is held to: a form of its own, calls of tools, thoughts of a bounded length."""
+        asked, opened, budget = self.asked, self.prompt.opened, thought_budget(self.asked, model)
         form = grammar_of(
-            asked, asked.response_format, tags=model.own_tags, opened=prompt.opened, special=specials
+            asked,
+            asked.response_format,
+            tags=model.own_tags,
+            opened=opened,
+            special=special_ids(model.engine.tokenizer, None, model.own_tags),
+            budget=budget,
         )
-        calls = call_grammar(asked, model, self.tools, prompt.opened)
+        calls = call_grammar(asked, model, self.tools, opened, budget)
         if form is not None and calls is not None:
             raise ApiError(
                 400, "an answer cannot have a form of its own and call tools", param="response_format"
             )
-        n = asked.n or asked.n_cmpl or 1
-        scores = self.n_prompt_top
-        return [engine_request(asked, model, prompt.ids, params, n, form or calls, prompt_logprobs=scores)]
+        return form or calls or free_grammar(model, self.tools, opened, budget)
 
     def render(self, model: ServedModel) -> ChatPrompt:
         """The conversation as the model reads it."""
@@ -170,7 +178,9 @@ async def answer_chat(
     answer_of: Callable[[ChatWork, Generation], Answer] | None = None,
 ) -> Response:
     """Generate and answer, as a stream if it was asked for. answer_of: None is OpenAI's chat completions."""
-    generation = await until_gone(request, server.generate(work.asked.model, work.make, special=work.special))
+    shows_reading = bool(work.asked.stream and work.asked.return_progress)
+    starting = server.generate(work.asked.model, work.make, special=work.special, shows_reading=shows_reading)
+    generation = await until_gone(request, starting)
     try:
         answer = (answer_of or ChatAnswer)(work, generation)
         if work.asked.stream:
@@ -190,6 +200,7 @@ class ChatAnswer:
         self._work = work
         self._generation = generation
         self._parsers = [work.parser(generation.model) for _ in range(generation.n_choices)]
+        self._begun: set[int] = set()
 
     async def whole(self) -> dict[str, Any]:
         """The answer in one piece."""
@@ -229,32 +240,38 @@ class ChatAnswer:
 
     async def events(self) -> AsyncIterator[bytes]:
         """The answer as events."""
-        asked, generation = self._work.asked, self._generation
+        options, generation = self._work.asked.stream_options, self._generation
         head = envelope("chat.completion.chunk", "chatcmpl", generation.model)
-        begun: set[int] = set()
-
-        def chunk(choice: dict[str, Any], extra: dict[str, Any]) -> bytes:
-            return event({**head, "choices": [choice], **extra})
-
         async for delta in generation.deltas():
-            at, parser = delta.choice, self._parsers[delta.choice]
-            if at not in begun:
-                begun.add(at)
-                prompt = {"prompt_token_ids": list(self._work.prompt.ids)} if asked.return_token_ids else {}
-                yield chunk(_choice(at, delta={"role": "assistant", "content": None}), prompt)
-            shown = _delta_json(parser.push(delta.text, ended=delta.finish is not None))
-            if shown or self._work.n_top is not None or asked.return_token_ids:
-                timings = {"timings": generation.timings()} if asked.timings_per_token else {}
-                yield chunk(self._with_tokens(_choice(at, delta=shown), delta), timings)
-            if delta.finish is not None:
-                reason = finish_reason(delta.finish, called=bool(parser.reply.calls))
-                yield chunk(
-                    _choice(at, reason, delta={}), generation.stream_extra(asked.stream_options, False)
-                )
-        if asked.stream_options is not None and asked.stream_options.include_usage:
+            for choice, extra in self._chunks(delta):
+                yield event({**head, "choices": [choice], **extra})
+        if options is not None and options.include_usage:
             usage = {"usage": generation.usage(), **generation.summary()}
             yield event({**head, "choices": [], **usage})
         yield DONE
+
+    def _chunks(self, delta: Delta) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """(choice, what stands beside the choices) of each event that a delta makes."""
+        asked, generation = self._work.asked, self._generation
+        at, parser = delta.choice, self._parsers[delta.choice]
+        timed = bool(asked.timings_per_token)
+        first = {"role": "assistant", "content": None}
+        for reading in delta.readings:  # as llama.cpp tells of them
+            timings = {"timings": reading.timings()} if timed else {}
+            yield _choice(at, delta=first), {"prompt_progress": reading.progress(), **timings}
+        if not delta.token_ids and delta.finish is None:
+            return
+        if at not in self._begun:
+            self._begun.add(at)
+            prompt = {"prompt_token_ids": list(self._work.prompt.ids)} if asked.return_token_ids else {}
+            yield _choice(at, delta=first), prompt
+        shown = _delta_json(parser.push(delta.text, ended=delta.finish is not None))
+        if shown or self._work.n_top is not None or asked.return_token_ids:
+            timings = {"timings": generation.timings()} if timed else {}
+            yield self._with_tokens(_choice(at, delta=shown), delta), timings
+        if delta.finish is not None:
+            reason = finish_reason(delta.finish, called=bool(parser.reply.calls))
+            yield _choice(at, reason, delta={}), generation.stream_extra(asked.stream_options, False)
 
     def _with_tokens(self, choice: dict[str, Any], delta: Delta) -> dict[str, Any]:
         if self._work.n_top is not None:

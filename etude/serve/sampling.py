@@ -224,9 +224,11 @@ def grammar_of(
     tags: ThinkingTags | None = None,
     opened: bool = False,
     special: Mapping[str, int] | None = None,
+    budget: int | None = None,
 ) -> Grammar | None:
     """The form of the answer, None for any. tags, opened: with `response_format` thoughts may come first,
-    which stay free; special: ids of tags that text cannot spell. EtudeError if two are asked for."""
+    which stay free, up to `budget` tokens; special: ids of tags that text cannot spell. EtudeError if two are
+    asked for."""
     forms: list[tuple[str, Grammar]] = []
     if asked.grammar:
         forms.append(("grammar", Grammar("gbnf", asked.grammar)))
@@ -248,7 +250,7 @@ def grammar_of(
     if tags is None or not isinstance(schema, dict):
         return grammar
     wanted = {"type": "json_object", "schema": schema}
-    return response_grammar(wanted, tags=tags, thinking_open=opened, special_ids=special)
+    return response_grammar(wanted, tags=tags, thinking_open=opened, special_ids=special, budget=budget)
 
 
 def engine_request(

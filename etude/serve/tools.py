@@ -13,8 +13,8 @@ from typing import Any
 from etude.model.thinking import ThinkingTags
 from etude.model.tokenizer import Tokenizer
 from etude.model.tool_formats import ToolFormat
-from etude.model.tool_grammar import tool_grammar
-from etude.records import Grammar, Message
+from etude.model.tool_grammar import thought_grammar, tool_grammar
+from etude.records import EtudeError, Grammar, Message
 from etude.serve.models import ServedModel
 from etude.serve.types_openai import ChatRequest, NamedTool
 
@@ -38,9 +38,14 @@ def prepared(
 
 
 def call_grammar(
-    asked: ChatRequest, model: ServedModel, tools: Sequence[Mapping[str, Any]], opened: bool
+    asked: ChatRequest,
+    model: ServedModel,
+    tools: Sequence[Mapping[str, Any]],
+    opened: bool,
+    budget: int | None = None,
 ) -> Grammar | None:
-    """What the reply is held to, None: nothing. EtudeError for a tool_choice that names none of the tools."""
+    """What the reply is held to, None: nothing. budget: most tokens of thoughts. EtudeError for a tool_choice
+    that names none of the tools."""
     if not tools:
         return None
     choice = asked.tool_choice or "auto"
@@ -48,7 +53,7 @@ def call_grammar(
     strict = any(tool["function"].get("strict") for tool in tools)
     if choice == "auto" and parallel and not strict:
         return None
-    tags = model.template.tags if model.template else None
+    tags = model.own_tags
     return tool_grammar(
         tools,
         model.tool_prompt.format,
@@ -57,7 +62,31 @@ def call_grammar(
         tags=tags,
         thinking_open=opened,
         special_ids=special_ids(model.engine.tokenizer, model.tool_prompt.format, tags),
+        budget=budget,
     )
+
+
+def thought_budget(asked: ChatRequest, model: ServedModel) -> int | None:
+    """Most tokens of thoughts, None: no limit, or a model that has none. EtudeError beside a grammar of the
+    client's own, which holds the thoughts too."""
+    names = ("reasoning_budget_tokens", "thinking_budget_tokens")  # llama.cpp has both
+    budget = next((value for name in names if (value := getattr(asked, name)) is not None), -1)
+    if budget < 0 or model.own_tags is None:
+        return None
+    if asked.grammar or asked.json_schema is not None:
+        raise EtudeError("a budget of thoughts has no effect beside a grammar or json_schema: leave one out")
+    return budget
+
+
+def free_grammar(
+    model: ServedModel, tools: Sequence[Mapping[str, Any]], opened: bool, budget: int | None
+) -> Grammar | None:
+    """What closes the thoughts after `budget` tokens, and leaves all else free."""
+    if budget is None or model.own_tags is None:
+        return None
+    format = model.tool_prompt.format if tools else None
+    ids = special_ids(model.engine.tokenizer, format, model.own_tags)
+    return thought_grammar(budget, model.own_tags, thinking_open=opened, special_ids=ids)
 
 
 def special_ids(tokenizer: Tokenizer, format: ToolFormat | None, tags: ThinkingTags | None) -> dict[str, int]:

@@ -188,9 +188,12 @@ class ChatRequest(Answering):
     parallel_tool_calls: bool | None = None
     reasoning_format: Literal["none", "deepseek", "auto"] | None = None
     reasoning_effort: str | None = None
+    reasoning_budget_tokens: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    thinking_budget_tokens: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    return_progress: bool | None = None
 
 
 class CompletionRequest(Answering):

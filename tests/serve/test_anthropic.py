@@ -175,6 +175,14 @@ def test_a_stamp_does_not_hide_the_prompt_from_the_cache(tiny: Path) -> None:
     assert usages[1]["cache_read_input_tokens"] >= 96
 
 
+def test_a_stream_says_at_its_beginning_what_was_in_the_cache(tiny: Path) -> None:
+    long = [{"role": "user", "content": "a text that fills more than one page of the cache " * 2}]
+    with client_of(tiny) as client:
+        ask(client, messages=long)
+        first = stream(client, messages=long)[0]["message"]["usage"]
+    assert first["cache_read_input_tokens"] >= 64 and first["output_tokens"] == 0
+
+
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "weather"}])
 def test_a_call_of_a_tool(tools: TestClient, choice: dict[str, Any]) -> None:
     fields = CALL | {"tool_choice": choice | {"disable_parallel_tool_use": True}}
@@ -235,6 +243,12 @@ def test_thoughts_are_blocks_of_their_own(thinks: TestClient) -> None:
     answered = ask(thinks, logit_bias={"260": 6.0}, max_tokens=60)
     assert [each["type"] for each in answered["content"]] == ["thinking", "text"]
     assert 0 < answered["usage"]["output_tokens_details"]["thinking_tokens"] < 60
+
+
+def test_a_budget_closes_the_thoughts(thinks: TestClient) -> None:
+    message = ask(thinks, thinking={"type": "enabled", "budget_tokens": 5}, max_tokens=40)
+    assert [each["type"] for each in message["content"]] == ["thinking", "text"]
+    assert message["usage"]["output_tokens_details"]["thinking_tokens"] == 6  # with the tag
 
 
 def test_thoughts_of_before_are_read(tmp_path: Path) -> None:

@@ -152,6 +152,49 @@ def test_a_form_leaves_thoughts_free(tmp_path: Path) -> None:
         assert message["content"].strip() == "4"
 
 
+CLOSE = 260  # the tiny model's </think>
+
+
+@pytest.mark.parametrize("name", ["reasoning_budget_tokens", "thinking_budget_tokens"])
+@pytest.mark.parametrize("budget", [0, 1, 5])
+def test_thoughts_are_closed_when_their_budget_is_spent(tmp_path: Path, name: str, budget: int) -> None:
+    with client_of(write_tiny(tmp_path / "thinks.gguf", OPENING)) as client:
+        choice = chat(client, **{name: budget}, max_tokens=30, return_token_ids=True)["choices"][0]
+        assert choice["token_ids"].index(CLOSE) == budget
+        assert bool(choice["message"].get("reasoning_content")) == (budget > 0)
+        assert choice["message"]["content"]
+        free = chat(client, **{name: -1}, max_tokens=30, logit_bias={str(CLOSE): False})["choices"][0]
+        assert free["message"]["content"] == ""
+
+
+def test_a_budget_beside_a_form(tmp_path: Path) -> None:
+    form = {"type": "json_schema", "json_schema": {"schema": {"const": 4}}}
+    with client_of(write_tiny(tmp_path / "thinks.gguf", OPENING)) as client:
+        message = chat(client, response_format=form, reasoning_budget_tokens=4, max_tokens=30)["choices"][0][
+            "message"
+        ]
+        assert message["content"].strip() == "4" and message["reasoning_content"]
+        own = HELLO | {"grammar": 'root ::= "a"', "reasoning_budget_tokens": 4}
+        refused = client.post("/v1/chat/completions", json=own)
+        assert refused.status_code == 400 and "budget" in refused.json()["error"]["message"]
+    worded = OPENING.replace("<think>", "<thinking>") + "{# </thinking> #}"
+    with client_of(write_tiny(tmp_path / "worded.gguf", worded)) as client:
+        refused = client.post("/v1/chat/completions", json=HELLO | {"reasoning_budget_tokens": 4})
+        assert refused.status_code == 400 and "no single token" in refused.json()["error"]["message"]
+
+
+def test_a_stream_tells_how_far_the_prompt_is(tiny: Path) -> None:
+    long = {"messages": [{"role": "user", "content": "x" * 150}], "return_progress": True}
+    with client_of(tiny) as client:
+        for n_cached in (0, 128):
+            chunks = stream(client, **long)
+            told = [chunk["prompt_progress"] for chunk in chunks if "prompt_progress" in chunk]
+            assert told[0]["cache"] == told[0]["processed"] and told[0]["cache"] >= n_cached
+            assert told[-1]["processed"] == told[-1]["total"]
+            assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": None}
+        assert not any("prompt_progress" in chunk for chunk in stream(client))
+
+
 def test_an_assistants_message_at_the_end_is_continued(client: TestClient, tiny: Path) -> None:
     turns = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "One, two"}]
     ids = chat(client, messages=turns, return_token_ids=True)["prompt_token_ids"]
