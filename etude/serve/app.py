@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
@@ -56,6 +57,7 @@ IDLE_CHECK_S = 1.0
 def create_app(settings: ServeSettings, pool: ModelPool) -> Starlette:
     """The server as an ASGI application. It closes the pool at its end."""
     server = Server(settings, pool)
+    pool.before_unload = functools.partial(properties.remember, server)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
