@@ -204,6 +204,18 @@ def quantize(ggml_type: int, values: F32) -> U8:
     """Bytes of `values` (rows, inputs) as F16, BF16 or Q8_0, one row after the other: `quantize` of
     reference_quants.py, parallel. ValueError as there."""
 
+# For the learner.
+def dequantize_into(ggml_type: int, data: U8, out: F32, threads: int) -> None:
+    """Blocks of (n, k) values -> out (n, k), the values that the engine multiplies with: `dequantize` of
+    reference_quants.py, parallel. ValueError for a type without a kernel and for sizes that do not fit."""
+
+def softmax_rows(logits: F32, threads: int) -> F32:
+    """(3, n) of rows z (n, V): peak = max z, sum exp(z - peak), sum exp(z - peak) (z - peak). The peak is NaN
+    where z has NaN or +inf."""
+
+def softmax_gradient(logits: F32, peak: F32, factor: F32, threads: int) -> None:
+    """z -> factor exp(z - peak) in place; peak and factor (n,)."""
+
 # For tests: kernels and passes by themselves.
 def matmul(ggml_type: int, w: U8, n: int, k: int, x: F32, threads: int) -> F32: ...
 def pack_dequantize(ggml_type: int, w: U8, n: int, k: int) -> F32: ...

@@ -214,4 +214,5 @@ NB_MODULE(_native, m) {
   bind_adapter(m);
   bind_sampler(m);
   bind_step(m);
+  bind_learner(m);
 }

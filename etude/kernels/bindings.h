@@ -27,3 +27,4 @@ NumpyArray<T> new_array(std::initializer_list<size_t> shape) {
 void multiply_once(const etude::PackedMatrix& w, const float* x, int t, int threads, float* y);
 
 void bind_step(nanobind::module_& m);
+void bind_learner(nanobind::module_& m);

@@ -204,5 +204,13 @@ void decode_row(const Matrix& w, int row, float* out) {
   }
 }
 
+void block_values(const uint8_t* codes, int n, float offset, float scale, const float* minimum, float* out) {
+  const F scale_v = set1(scale), offset_v = set1(offset), minimum_v = set1(minimum ? *minimum : 0.0f);
+  for (int i = 0; i < n; i += 16) {
+    const F value = scale_v * (load_u8(codes + i) - offset_v);
+    store(out + i, minimum ? value + minimum_v : value);  // adding 0 would change the sign of -0
+  }
+}
+
 }  // namespace ETUDE_ISA
 }  // namespace etude

@@ -116,7 +116,9 @@ struct Kernels {
   void (*convert)(CacheType type, const float* x, int n, void* out);
   // W row r as f32 (k values), bit-equal to ggml's dequantisation
   void (*decode_row)(const Matrix& w, int row, float* out);
-  // Vocabulary passes for the sampler (see vocab.cpp)
+  // out = scale * (code - offset) (+ *minimum, if it is not null) of n codes, n a multiple of 16
+  void (*block_values)(const uint8_t* codes, int n, float offset, float scale, const float* minimum, float* out);
+  // Vocabulary passes (see vocab.cpp)
   float (*vocab_max)(const float* x, int n);
   // sum of exp((x - peak) * inverse_temperature); if `weighted` is not null also sum of exp(..) * (x - peak) * inverse_temperature
   double (*vocab_sum_exp)(const float* x, int n, float peak, float inverse_temperature, double* weighted);
@@ -125,6 +127,7 @@ struct Kernels {
   void (*vocab_mask)(float* x, int n, const uint32_t* allowed);  // x[i] = -inf where bit i of allowed is 0
   // at most `capacity` indices with x >= threshold, ascending index; returns how many there are in all
   int (*vocab_select)(const float* x, int n, float threshold, int32_t* indices, int capacity);
+  void (*vocab_gradient)(float* x, int n, float peak, float factor);  // x = factor * exp(x - peak)
 };
 
 // The best path of this machine, or the one forced by ETUDE_ISA (throws std::runtime_error when it cannot run here).

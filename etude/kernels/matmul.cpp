@@ -240,25 +240,30 @@ __attribute__((noinline)) static void add_residuals(const Matrix& w, const Activ
 
 // Codes::f32, f16: one input a step; bf16: a pair. Segments of inputs are summed apart and then added in order: one running sum
 // of 2048 products would leave three times the error in the logits.
-constexpr int segment_inputs = 128;
+constexpr int segment_inputs = 128, float_stride = 8;  // inputs are padded to 32
 
+template <Codes C>
+constexpr int input_bytes() { return C == Codes::f32 ? 64 : 32; }  // of an input of a tile
+
+// The inputs [first, last) of R tiles and T columns; the first segment sets y, the others add to it.
 template <Codes C, int R, int T>
-static void float_tile(const Matrix& w, const Activations& x, int t0, int tile, float* y, size_t ldy) {
-  constexpr int step = C == Codes::bf16 ? 2 : 1, row_bytes = C == Codes::f32 ? 64 : C == Codes::f16 ? 32 : 64;
+static void float_segment(const Matrix& w, const Activations& x, int first, int last, int t0, int tile, float* y, size_t ldy, Prefetch next = {}) {
+  constexpr int step = C == Codes::bf16 ? 2 : 1;
   const uint8_t* rows[R];
   for (int r = 0; r < R; r++) rows[r] = w.code_data + (tile + r) * w.code_stride;
   const float* xf = x.f32 + size_t(t0) * x.k_padded;
   const uint16_t* xh = x.bf16 + size_t(t0) * x.k_padded;
   const size_t stride = x.k_padded;
-  const int inputs = w.blocks * 32;
-  for (int first = 0; first < inputs; first += segment_inputs) {
-    F acc[R][T];
-    for (int r = 0; r < R; r++)
+  F acc[R][T];
+  for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-      for (int t = 0; t < T; t++) acc[r][t] = set1(0.0f);
-    const int last = first + segment_inputs < inputs ? first + segment_inputs : inputs;
-    for (int k = first; k < last; k += step) {
-      const size_t at = size_t(k / step) * row_bytes;
+    for (int t = 0; t < T; t++) acc[r][t] = set1(0.0f);
+  for (int k8 = first; k8 < last; k8 += float_stride) {
+    for (int l = 0; l < next.lines; l++, next.from += 64)
+      for (int r = 0; r < R; r++) __builtin_prefetch(next.from + r * w.code_stride, 0, 2);
+#pragma GCC unroll 4
+    for (int k = k8; k < k8 + float_stride; k += step) {
+      const size_t at = size_t(k) * input_bytes<C>();
       if constexpr (C == Codes::bf16) {
         P pair[R];
         for (int r = 0; r < R; r++) pair[r] = load_pairs((const uint16_t*)(rows[r] + at));
@@ -277,12 +282,45 @@ static void float_tile(const Matrix& w, const Activations& x, int t0, int tile, 
         }
       }
     }
-    for (int r = 0; r < R; r++)
+  }
+  for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-      for (int t = 0; t < T; t++) {
-        float* to = y + size_t(t0 + t) * ldy + size_t(tile + r) * 16;
-        store(to, first ? load(to) + acc[r][t] : acc[r][t]);
-      }
+    for (int t = 0; t < T; t++) {
+      float* to = y + size_t(t0 + t) * ldy + size_t(tile + r) * 16;
+      store(to, first ? load(to) + acc[r][t] : acc[r][t]);
+    }
+}
+
+template <Codes C, int R, int T>
+static void float_tile(const Matrix& w, const Activations& x, int t0, int tile, float* y, size_t ldy) {
+  const int inputs = w.blocks * 32;
+  for (int first = 0; first < inputs; first += segment_inputs)
+    float_segment<C, R, T>(w, x, first, first + segment_inputs < inputs ? first + segment_inputs : inputs, t0, tile, y, ldy);
+}
+
+// R tiles against all columns, segment by segment: a segment's weights stay in the nearest cache while columns pass, and the next
+// segment's are asked for meanwhile.
+template <Codes C, int R>
+static void float_columns(const Matrix& w, const Activations& x, int t_begin, int t_end, int tile, float* y, size_t ldy) {
+  const int inputs = w.blocks * 32, chunks = (t_end - t_begin) / max_columns;
+  for (int first = 0; first < inputs; first += segment_inputs) {
+    const int last = first + segment_inputs < inputs ? first + segment_inputs : inputs;
+    int t = t_begin;
+    const bool more = last < inputs, next_tiles = !more && tile + 2 * R <= w.tiles;
+    Prefetch next;
+    if (chunks && (more || next_tiles)) {
+      const int lines = segment_inputs * input_bytes<C>() / 64;  // of a tile
+      next = {w.code_data + (more ? tile : tile + R) * w.code_stride + size_t(more ? last : 0) * input_bytes<C>(),
+              (lines * float_stride + chunks * (last - first) - 1) / (chunks * (last - first))};
+    }
+    for (; t + max_columns <= t_end; t += max_columns) {
+      float_segment<C, R, max_columns>(w, x, first, last, t, tile, y, ldy, next);
+      next.from += size_t(next.lines) * 64 * ((last - first) / float_stride);
+    }
+    if constexpr (max_columns > 4)
+      for (; t + 4 <= t_end; t += 4) float_segment<C, R, 4>(w, x, first, last, t, tile, y, ldy);
+    for (; t + 2 <= t_end; t += 2) float_segment<C, R, 2>(w, x, first, last, t, tile, y, ldy);
+    for (; t < t_end; t++) float_segment<C, R, 1>(w, x, first, last, t, tile, y, ldy);
   }
 }
 
@@ -300,6 +338,7 @@ constexpr int cached_blocks = 288;
 // R tiles against all columns; the R tiles stay in the nearest cache while columns pass.
 template <Codes C, Scales S, int R>
 static void columns(const Matrix& w, const Activations& x, int t_begin, int t_end, int first_tile, float* y, size_t ldy) {
+  if constexpr (S == Scales::none) return float_columns<C, R>(w, x, t_begin, t_end, first_tile, y, ldy);
   int t = t_begin;
   constexpr bool costly = super_bytes(S) > 0;  // two factors to multiply; one f16 is made a float as fast as a float is loaded
   alignas(64) float scales[!costly ? 1 : cached_blocks * R * vectors_of<S>() * 16];

@@ -16,8 +16,10 @@ void attend(const AttentionShape& shape, const uint8_t* k_page, const uint8_t* v
 void scale_row(float* y, float factor, int n);
 void softcap_row(float* y, float cap, int n);
 void convert(CacheType type, const float* x, int n, void* out);
+void block_values(const uint8_t* codes, int n, float offset, float scale, const float* minimum, float* out);
 void decode_row(const Matrix& w, int row, float* out);
 float vocab_max(const float* x, int n);
+void vocab_gradient(float* x, int n, float peak, float factor);
 double vocab_sum_exp(const float* x, int n, float peak, float inverse_temperature, double* weighted);
 int vocab_pick(const float* x, int n, float peak, float inverse_temperature, double target);
 void vocab_mask(float* x, int n, const uint32_t* allowed);

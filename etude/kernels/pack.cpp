@@ -1,5 +1,7 @@
 #include "pack.h"
 
+#include "half.h"
+
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
@@ -144,6 +146,53 @@ const Type types[] = {
     {39, 32, 17, Codes::table, Scales::e8m0, mxfp4, mxfp4_values},
 };
 
+// 32 values of part i of a block, in ggml's order of f32 operations (see decode_row).
+void values_of(const Type& type, const Block& b, int i, float d, float dmin, float* out) {
+  const uint8_t* codes = b.codes + 32 * i;
+  uint8_t looked_up[32];
+  if (type.codes == Codes::table) {
+    for (int j = 0; j < 32; j++) looked_up[j] = type.table[codes[j]];
+    codes = looked_up;
+  }
+  const float offset = type.codes == Codes::nibble ? 8 : 128;
+  const auto values = kernels().block_values;
+  switch (type.scales) {
+    case Scales::f16: return values(codes, 32, offset, d, nullptr, out);
+    case Scales::f16_min: return values(codes, 32, 0, d, &dmin, out);
+    case Scales::e8m0: return values(codes, 32, offset, e8m0_half(b.factor[0]), nullptr, out);
+    case Scales::k: return values(codes, 32, offset, d * float(int8_t(b.factor[i])), nullptr, out);
+    case Scales::k_min: {
+      const float minimum = -(dmin * float(b.minimum[i]));
+      return values(codes, 32, 0, d * float(b.factor[i]), &minimum, out);
+    }
+    case Scales::half:
+      for (int h = 0; h < 2; h++) values(codes + 16 * h, 16, offset, d * float(int8_t(b.factor[2 * i + h])), nullptr, out + 16 * h);
+      return;
+    case Scales::half_min:
+      for (int h = 0; h < 2; h++) {
+        const float minimum = -(dmin * float(b.minimum[2 * i + h]));
+        values(codes + 16 * h, 16, 0, d * float(b.factor[2 * i + h]), &minimum, out + 16 * h);
+      }
+      return;
+    case Scales::none: return;
+  }
+}
+
+void row_values(const Type& type, int k, const uint8_t* data, float* out) {
+  if (type.codes == Codes::f32) {
+    std::memcpy(out, data, size_t(k) * 4);
+  } else if (type.scales == Scales::none) {
+    for (int i = 0; i < k; i++) out[i] = type.codes == Codes::f16 ? f16_to_f32(u16(data + 2 * i)) : bf16_to_f32(u16(data + 2 * i));
+  } else {
+    Block block{};
+    for (int at = 0; at < k; at += type.values, data += type.bytes) {
+      type.unpack(data, block);
+      const float d = f16_to_f32(block.d), dmin = f16_to_f32(block.dmin);
+      for (int i = 0; i < type.values / 32; i++) values_of(type, block, i, d, dmin, out + at + 32 * i);
+    }
+  }
+}
+
 const Type* find(int id) {
   for (const Type& type : types)
     if (type.id == id) return &type;
@@ -250,12 +299,29 @@ size_t ggml_row_bytes(int type, int k) {
   return t && k > 0 && k % t->values == 0 ? size_t(k / t->values) * t->bytes : 0;
 }
 
-PackedMatrix pack(int type_id, int n, int k, const uint8_t* data, size_t bytes, const int32_t* row_order, int threads) {
+static const Type* checked(int type_id, int n, int k, size_t bytes) {
   const Type* type = find(type_id);
   if (!type) throw std::invalid_argument("no kernel for ggml type " + std::to_string(type_id));
   const size_t row_bytes = ggml_row_bytes(type_id, k);
   if (n <= 0 || !row_bytes) throw std::invalid_argument("a matrix of " + std::to_string(n) + " x " + std::to_string(k) + " cannot hold ggml type " + std::to_string(type_id));
   if (bytes != row_bytes * size_t(n)) throw std::invalid_argument("got " + std::to_string(bytes) + " bytes, expected " + std::to_string(row_bytes * size_t(n)));
+  return type;
+}
+
+// work(begin, end) on rows [begin, end), whose limits are multiples of 16.
+template <class Work>
+static void in_parts(int n, int k, int threads, const Work& work) {
+  const int parts = size_t(n) * k < (1u << 18) ? 1 : std::max(1, threads);
+  std::vector<std::thread> helpers;
+  const int step = ((n + parts - 1) / parts + 15) / 16 * 16;
+  for (int begin = step; begin < n; begin += step) helpers.emplace_back(work, begin, std::min(n, begin + step));
+  work(0, std::min(n, step));
+  for (std::thread& helper : helpers) helper.join();
+}
+
+PackedMatrix pack(int type_id, int n, int k, const uint8_t* data, size_t bytes, const int32_t* row_order, int threads) {
+  const Type* type = checked(type_id, n, k, bytes);
+  const size_t row_bytes = ggml_row_bytes(type_id, k);
   const Layout layout = layout_of(*type);
   PackedMatrix p;
   Matrix& m = p.matrix;
@@ -278,13 +344,16 @@ PackedMatrix pack(int type_id, int n, int k, const uint8_t* data, size_t bytes, 
     TileWriter writer(*type, m);
     for (int i = begin; i < end; i++) writer.row(i / 16, i % 16, data + size_t(row_order ? row_order[i] : i) * row_bytes);
   };
-  const int parts = size_t(n) * k < (1u << 18) ? 1 : std::max(1, threads);
-  std::vector<std::thread> helpers;
-  const int step = ((n + parts - 1) / parts + 15) / 16 * 16;
-  for (int begin = step; begin < n; begin += step) helpers.emplace_back(work, begin, std::min(n, begin + step));
-  work(0, std::min(n, step));
-  for (std::thread& helper : helpers) helper.join();
+  in_parts(n, k, threads, work);
   return p;
+}
+
+void dequantize(int type_id, int n, int k, const uint8_t* data, size_t bytes, float* out, int threads) {
+  const Type* type = checked(type_id, n, k, bytes);
+  const size_t row_bytes = ggml_row_bytes(type_id, k);
+  in_parts(n, k, threads, [=](int begin, int end) {
+    for (int i = begin; i < end; i++) row_values(*type, k, data + i * row_bytes, out + size_t(i) * k);
+  });
 }
 
 }  // namespace etude

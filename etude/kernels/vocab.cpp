@@ -1,4 +1,4 @@
-// Passes over one row of logits (n_vocab floats), for the sampler. Compiled once per instruction set.
+// Passes over one row of logits (n_vocab floats), for the sampler and for the learner's loss. Compiled once per instruction set.
 //
 // Sums run in blocks of 1024 logits: f32 lanes inside a block (16 adds each), f64 across blocks, always in the same
 // order; so a sum over a row equals the f64 sum of the sums over its 1024-blocks, which lets the sampler keep those
@@ -83,6 +83,16 @@ double vocab_sum_exp(const float* x, int n, float peak, float inverse_temperatur
   }
   if (weighted) *weighted = total.weighted;
   return total.p;
+}
+
+void vocab_gradient(float* x, int n, float peak, float factor) {
+  const F peak_v = set1(peak), factor_v = set1(factor);
+  int i = 0;
+  for (; i + 16 <= n; i += 16) store(x + i, exp(load(x + i) - peak_v) * factor_v);
+  if (i == n) return;
+  float last[16];
+  store(last, exp(load_part(x + i, n - i, minus_infinity()) - peak_v) * factor_v);
+  for (int j = 0; i < n; i++, j++) x[i] = last[j];
 }
 
 // -1 if every probability is 0.

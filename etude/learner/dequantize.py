@@ -1,8 +1,8 @@
-"""GGUF blocks to f32 in torch, quickly, and equal bit for bit to the numpy specification.
+"""GGUF blocks to f32, quickly, and equal bit for bit to the numpy specification.
 
-A frozen quantised base is dequantised anew for every product, so this is an inner loop of training:
-`etude.kernels.reference_quants` says what the bytes mean, this does the same in the same order of operations
-with four times its speed. The values are the engine's own.
+A frozen quantised base is dequantised anew for every product, so this is an inner loop of training. On a CPU
+the native module does it; elsewhere torch, in the order of operations of `etude.kernels.reference_quants`,
+which says what the bytes mean. The values are the engine's own.
 
 Letters: n blocks. Every function takes (n, bytes of a block) and writes (n, values of a block).
 """
@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from etude.kernels import _native
 from etude.model.quants import GGMLType, block_bytes, block_size
 
 VALUES_AT_ONCE = 1 << 18
@@ -184,19 +185,43 @@ QUICK_TYPES = frozenset(_TYPES)
 """Types that `dequantize` takes: those that the engine multiplies with as they are."""
 
 
+UNBLOCKED = frozenset({GGMLType.F32, GGMLType.F16, GGMLType.BF16})
+"""A copy reads them."""
+
+
 def dequantize(kind: GGMLType, rows: Tensor, out: Tensor) -> Tensor:
     """Values of `rows` (n, bytes of a row, uint8) into out (n, k), rounded to its dtype; gives out.
 
     kind: one of QUICK_TYPES. out may be part of a wider matrix.
     """
-    k = out.shape[1]
-    step = max(1, VALUES_AT_ONCE // k)
-    scratch = torch.empty(min(step, len(rows)), k, device=rows.device)
+    native = rows.device.type == "cpu" and kind not in UNBLOCKED
+    return _in_pieces(kind, rows, out, _natively if native else _in_torch)
+
+
+def _in_pieces(kind: GGMLType, rows: Tensor, out: Tensor, quick: _Quick) -> Tensor:
+    """What is rounded or copied to its place passes through memory that stays in the cache."""
+    if out.dtype == torch.float32 and out.is_contiguous():
+        quick(kind, rows, out)
+        return out
+    step = max(1, VALUES_AT_ONCE // out.shape[1])
+    scratch = torch.empty(min(step, len(rows)), out.shape[1], device=rows.device)
     for start in range(0, len(rows), step):
         part = out[start : start + step]
-        f32 = part if out.dtype == torch.float32 and out.is_contiguous() else scratch[: len(part)]
-        blocks = rows[start : start + step].reshape(-1, block_bytes(kind))
-        _TYPES[kind](blocks, f32.view(len(blocks), block_size(kind)))
-        if f32 is not part:
-            part.copy_(f32)
+        quick(kind, rows[start : start + step], scratch[: len(part)])
+        part.copy_(scratch[: len(part)])
     return out
+
+
+_Quick = Callable[[GGMLType, Tensor, Tensor], None]
+"""(type, rows, where their values go: f32 without gaps)"""
+
+
+def _natively(kind: GGMLType, rows: Tensor, out: Tensor) -> None:
+    _native.dequantize_into(int(kind), rows.reshape(-1).numpy(), out.numpy(), torch.get_num_threads())
+
+
+def _in_torch(kind: GGMLType, rows: Tensor, out: Tensor) -> None:
+    step = max(1, VALUES_AT_ONCE // out.shape[1])
+    for start in range(0, len(rows), step):
+        blocks = rows[start : start + step].reshape(-1, block_bytes(kind))
+        _TYPES[kind](blocks, out[start : start + step].view(len(blocks), block_size(kind)))

@@ -10,6 +10,11 @@ torch's autograd would keep several tensors of the size (M, V), hundreds of mega
 keeps at most one, in the dtype of the products, and only up to KEEP_BYTES; beyond, it computes the logits of
 a block of rows again. The gradient of the matrix goes straight into its `.grad`, without one of its own.
 
+On a CPU in f32 the passes over the logits are the native module's: a row stays in the cache while its
+maximum and its sums are found, and what is kept are the logits themselves, which the backward turns into
+their gradient in place. In torch each of these passes goes through memory, and together they take longer than
+the product.
+
 Products in bf16 come out rounded to 8 bits, which is 0.06 at a logit of 15, far more than sampler and
 trainer may differ. A softmax does not change when its row is shifted, so the row's own z_t is taken off
 inside the product, where sums are f32: the tokens that carry the probability then come out near 0, where
@@ -28,10 +33,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from etude.kernels import _native
 from etude.model.projections import Linear
 
 CHUNK_VALUES = 3 << 22
 """Logits at once: 48 MiB of f32. Each chunk reads the whole matrix: of fewer rows, a product waits for it."""
+NATIVE_CHUNK_VALUES = 3 << 23
+"""There is one tensor of this size then, not four."""
 KEEP_BYTES = 256 << 20
 """Most that one call keeps for its backward."""
 SHIFT_COLUMNS = 32
@@ -78,6 +86,18 @@ class Head:
     @property
     def dtype(self) -> torch.dtype:
         return self.weight_VD.dtype
+
+    @property
+    def native(self) -> bool:
+        """Whether rows of logits are passed over natively."""
+        weight = self.weight_VD
+        return weight.device.type == "cpu" and weight.dtype == torch.float32 and not self.softcap
+
+    def logits_into(self, hidden_ND: Tensor, z_NV: Tensor) -> None:
+        """For `native`: z without a shift, into memory that is there."""
+        torch.mm(hidden_ND.to(self.dtype), self.weight_VD.T, out=z_NV)
+        if self.temperature != 1.0:
+            z_NV.div_(self.temperature)
 
     def logits(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor | None]:
         """(z_NV, d softcap): z in f32, each row up to a constant; the softcap's slope where there is one."""
@@ -149,9 +169,14 @@ class _Request:
     reference: Reference | None
 
     def chunks(self, start: int, end: int) -> Iterator[slice]:
-        rows = max(1, CHUNK_VALUES // len(self.head.weight_VD))
+        values = NATIVE_CHUNK_VALUES if self.native else CHUNK_VALUES
+        rows = max(1, values // len(self.head.weight_VD))
         for row in range(start, end, rows):
             yield slice(row, min(row + rows, end))
+
+    @property
+    def native(self) -> bool:
+        return self.head.native and self.reference is None
 
     def block_rows(self) -> int:
         """Rows whose probabilities fit KEEP_BYTES."""
@@ -199,20 +224,13 @@ class _Statistics(torch.autograd.Function):
         )
         kept_MV = head.weight_VD.new_empty((n_rows, len(head.weight_VD))) if keeps else None
         sums_M = out.new_empty(n_rows)
-        for rows in request.chunks(0, n_rows):
-            soft = request.softmax(hidden_MD, rows)
-            log_s_N = soft.s_N.log()
-            target_N = soft.z_NV.gather(1, request.targets_M[rows, None])[:, 0]
-            torch.sub(target_N, log_s_N, out=out[0, rows])
-            if request.entropy:
-                out[1, rows] = log_s_N - soft.mean_of(soft.z_NV)
-            if request.reference is not None:
-                out[2, rows] = soft.mean_of(soft.z_NV - request.reference_logq(rows)) - log_s_N
-            sums_M[rows] = soft.s_N
-            if kept_MV is not None:
-                kept_MV[rows] = soft.e_NV
+        peaks_M = None
+        if request.native:
+            peaks_M = _rows_natively(hidden_MD, request, kept_MV, sums_M, out)
+        else:
+            _rows_in_torch(hidden_MD, request, kept_MV, sums_M, out)
         ctx.request, ctx.kept_MV = request, kept_MV
-        ctx.save_for_backward(hidden_MD, sums_M, out)
+        ctx.save_for_backward(hidden_MD, peaks_M, sums_M, out)
         return (
             out[0].clone(),
             out[1].clone() if request.entropy else None,
@@ -222,7 +240,7 @@ class _Statistics(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads_M: Tensor | None) -> tuple[Tensor | None, None]:
-        hidden_MD, sums_M, out = ctx.saved_tensors
+        hidden_MD, peaks_M, sums_M, out = ctx.saved_tensors
         request: _Request = ctx.request
         kept_MV, ctx.kept_MV = ctx.kept_MV, None
         if all(grad is None for grad in grads_M):
@@ -232,14 +250,79 @@ class _Statistics(torch.autograd.Function):
         n_rows = len(hidden_MD)
         step = max(1, n_rows) if kept_MV is not None else request.block_rows()
         grad_MD = torch.empty_like(hidden_MD)
+        natively = peaks_M is not None and grads_M[1] is None
         for start in range(0, n_rows, step):
             block = slice(start, min(start + step, n_rows))
-            if kept_MV is not None:
+            if natively:
+                sums = (peaks_M, sums_M)
+                dz_NV = _gradient_natively(request, hidden_MD, kept_MV, sums, grads_M[0], block)
+            elif kept_MV is not None:
                 dz_NV = _from_kept(request, kept_MV, sums_M, grads_M[0])
             else:
                 dz_NV = _computed_again(request, hidden_MD, out, grads_M, block)
             _through_the_head(request.head, dz_NV, hidden_MD, grad_MD, block)
         return grad_MD, None
+
+
+def _rows_in_torch(
+    hidden_MD: Tensor, request: _Request, kept_MV: Tensor | None, sums_M: Tensor, out: Tensor
+) -> None:
+    """Statistics (3, M) into out, Σ e^z into sums_M, e^z into kept_MV."""
+    for rows in request.chunks(0, len(hidden_MD)):
+        soft = request.softmax(hidden_MD, rows)
+        log_s_N = soft.s_N.log()
+        target_N = soft.z_NV.gather(1, request.targets_M[rows, None])[:, 0]
+        torch.sub(target_N, log_s_N, out=out[0, rows])
+        if request.entropy:
+            out[1, rows] = log_s_N - soft.mean_of(soft.z_NV)
+        if request.reference is not None:
+            out[2, rows] = soft.mean_of(soft.z_NV - request.reference_logq(rows)) - log_s_N
+        sums_M[rows] = soft.s_N
+        if kept_MV is not None:
+            kept_MV[rows] = soft.e_NV
+
+
+def _rows_natively(
+    hidden_MD: Tensor, request: _Request, kept_MV: Tensor | None, sums_M: Tensor, out: Tensor
+) -> Tensor:
+    """The same, but z itself into kept_MV; and each row's maximum, peaks_M."""
+    peaks_M, room_NV = torch.empty_like(sums_M), None
+    for rows in request.chunks(0, len(hidden_MD)):  # kept or not: other products would round otherwise
+        if kept_MV is not None:
+            z_NV = kept_MV[rows]
+        else:
+            if room_NV is None:
+                room_NV = out.new_empty((rows.stop - rows.start, len(request.head.weight_VD)))
+            z_NV = room_NV[: rows.stop - rows.start]
+        request.head.logits_into(hidden_MD[rows], z_NV)
+        found_3N = torch.from_numpy(_native.softmax_rows(z_NV.numpy(), torch.get_num_threads()))
+        peaks_M[rows], sums_M[rows] = found_3N[0], found_3N[1]
+        log_s_N = found_3N[1].log()
+        out[0, rows] = z_NV.gather(1, request.targets_M[rows, None])[:, 0] - found_3N[0] - log_s_N
+        out[1, rows] = log_s_N - found_3N[2] / found_3N[1]
+    return peaks_M
+
+
+def _gradient_natively(
+    request: _Request,
+    hidden_MD: Tensor,
+    kept_MV: Tensor | None,
+    sums: tuple[Tensor, Tensor],
+    grad_M: Tensor | None,
+    block: slice,
+) -> Tensor:
+    """grad times d log p / d (W h) of a block of rows: written over the kept z, or over z computed again."""
+    assert grad_M is not None
+    grad_N = grad_M[block] / request.head.temperature
+    peaks_N, sums_N = sums[0][block], sums[1][block]
+    if kept_MV is None:
+        z_NV = peaks_N.new_empty((len(grad_N), len(request.head.weight_VD)))
+        request.head.logits_into(hidden_MD[block], z_NV)
+    else:
+        z_NV = kept_MV[block]
+    factor_N = -grad_N / sums_N
+    _native.softmax_gradient(z_NV.numpy(), peaks_N.numpy(), factor_N.numpy(), torch.get_num_threads())
+    return z_NV.scatter_add_(1, request.targets_M[block, None], grad_N[:, None])
 
 
 def _from_kept(request: _Request, kept_MV: Tensor, sums_M: Tensor, grad_M: Tensor | None) -> Tensor:

@@ -4,7 +4,8 @@
 
 Nothing of the base is trained (a LoRA is, beside it), so it needs neither f32 masters nor gradients, and the
 numbers are those that the engine samples with. A matrix in the dtype of the products exists while its
-product runs: forward, backward, and once more in between where activations are computed again.
+product runs: forward, backward, and once more in between where activations are computed again. Only of a
+small model, where time counts more than memory, the matrices are kept once they are made.
 """
 
 from __future__ import annotations
@@ -28,14 +29,22 @@ from etude.model.quants import GGMLType
 from etude.model.transformer import Transformer
 from etude.records import EtudeError
 
+KEPT_BYTES = 512 << 20
+"""Matrices of layers are kept if all of them together, in f32, are not larger."""
+
 
 class QuantizedLinear(Linear):
-    """A matrix as blocks: `blocks` (N, bytes of a row), rows in Hugging Face's order."""
+    """A matrix as blocks: `blocks` (N, bytes of a row), rows in Hugging Face's order. kept: what is made of
+    it for a product may stay."""
 
     def __init__(self, kind: GGMLType, blocks: Tensor, k: int) -> None:
         super().__init__(None, (len(blocks), k))
         self.kind = kind
         self.blocks = blocks
+        self.kept = False
+
+    def key(self) -> tuple[int, int] | None:
+        return (self.blocks.data_ptr(), 0) if self.kept else None
 
     def fill(self, out_NK: Tensor) -> None:
         dequantize(self.kind, self.blocks, out_NK)
@@ -72,7 +81,20 @@ def load_frozen(
         found.add(name)
         source.release(weight.name)
     _check_complete(transformer, found, str(source.path))
+    _keep_if_small(transformer)
     return transformer, source
+
+
+def _keep_if_small(transformer: Transformer) -> None:
+    linears = [
+        linear
+        for layer in transformer.layers
+        for linear in layer.modules()
+        if isinstance(linear, QuantizedLinear)
+    ]
+    if 4 * sum(n * k for n, k in (linear.shape for linear in linears)) <= KEPT_BYTES:
+        for linear in linears:
+            linear.kept = True
 
 
 def _put_matrix(

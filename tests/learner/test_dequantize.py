@@ -8,7 +8,7 @@ import torch
 
 from etude.engine.weights import PACKED
 from etude.kernels import reference_quants
-from etude.learner.dequantize import QUICK_TYPES, VALUES_AT_ONCE, dequantize
+from etude.learner.dequantize import QUICK_TYPES, VALUES_AT_ONCE, _in_pieces, _in_torch, dequantize
 from etude.model.quants import GGMLType, block_size, row_bytes
 
 
@@ -17,14 +17,19 @@ def specification(kind: GGMLType, raw: np.ndarray, k: int) -> torch.Tensor:
         return torch.from_numpy(reference_quants.dequantize(int(kind), raw.reshape(-1), (len(raw), k)))
 
 
+@pytest.mark.parametrize("how", ["on the CPU", "where the native module is not"])
 @pytest.mark.parametrize("kind", sorted(QUICK_TYPES), ids=lambda kind: kind.name)
-def test_equal_bits(kind: GGMLType) -> None:
+def test_equal_bits(kind: GGMLType, how: str) -> None:
     """Random bytes are blocks with every code and every scale: infinite, NaN and denormal ones too."""
     k = 512
     n = VALUES_AT_ONCE // k + 5  # more than one piece, and a part of one
     raw = np.random.default_rng(int(kind)).integers(0, 256, (n, row_bytes(kind, k)), np.uint8)
     expected = specification(kind, raw, k)
-    found = dequantize(kind, torch.from_numpy(raw), torch.empty(n, k))
+    out = torch.empty(n, k)
+    if how == "on the CPU":
+        found = dequantize(kind, torch.from_numpy(raw), out)
+    else:
+        found = _in_pieces(kind, torch.from_numpy(raw), out, _in_torch)
     finite = ~expected.isnan()
     assert torch.equal(found.isnan(), ~finite)
     assert torch.equal(found[finite].view(torch.int32), expected[finite].view(torch.int32))

@@ -154,14 +154,22 @@ def test_the_device_is_an_argument() -> None:
     assert {tensor.device.type for tensor in blocks} == {"meta"}
 
 
-def test_matrices_share_the_memory_in_which_they_are_dequantised(tmp_path: Path) -> None:
-    """A matrix that is made for one product does not take memory of its own."""
-    write_quantized(tmp_path / "model.gguf", "llama", GGMLType.Q8_0)
+@pytest.mark.parametrize("is_small", [False, True])
+def test_matrices_of_large_models_share_the_memory_in_which_they_are_dequantised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_small: bool
+) -> None:
+    """A matrix that is made for one product does not take memory of its own; a small model's is made once."""
+    config = write_quantized(tmp_path / "model.gguf", "llama", GGMLType.Q8_0)
+    monkeypatch.setattr("etude.learner.quantized.KEPT_BYTES", 512 << 20 if is_small else 0)
     transformer, source = load_frozen(tmp_path / "model.gguf")
     source.close()
-    places = [
-        projection.matrix(torch.float32, torch.device("cpu")).data_ptr()
-        for layer in transformer.layers
-        for projection in (layer.gate_up, layer.down, layer.qkv)
-    ]
-    assert len(set(places)) == 1
+
+    def places() -> list[int]:
+        return [
+            projection.matrix(torch.float32, torch.device("cpu")).data_ptr()
+            for layer in transformer.layers
+            for projection in (layer.gate_up, layer.down, layer.qkv)
+        ]
+
+    first, second = places(), places()
+    assert first == second and len(set(first)) == (3 * config.n_layers if is_small else 1)
