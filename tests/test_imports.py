@@ -1,7 +1,7 @@
 """The order of the tree: which folder may import which, no cycles, and inference without torch.
 
 Read as the design draws it: `records, kernels ← model ← engine`; `records ← data, rewards, runlog`;
-`model.chat, rewards ← rollout ← evals`; `model ← learner ← train ← recipes ← serve, terminal, cli`.
+`model.chat, rewards ← rollout ← evals`; `kernels, model ← learner ← train ← recipes ← serve, terminal, cli`.
 `rollout` and `train` are given an engine and never import one. Folders that a later issue builds stand here
 already.
 """
@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "runlog": {"records"},
     "rollout": {"records", "model.chat", "rewards"},
     "evals": {"records", "model.chat", "rewards", "rollout"},
-    "learner": {"records", "model"},
+    "learner": {"records", "kernels", "model"},
     "train": {"records", "model", "learner", "rollout", "evals", "runlog"},
     "recipes": INFERENCE | JUDGING | TRAINING | {"train"},
     "serve": INFERENCE | JUDGING | TRAINING | {"recipes"},
