@@ -65,6 +65,8 @@ export class Chat {
   current: string | null = $state(null);
   state: 'ready' | 'loading' | 'missing' = $state('ready');
   error = $state('');
+  /** While something the user did is under way. */
+  busy = $state(false);
   writing: { entry: Entry; work: Writing } | null = $state.raw(null);
   draft = $state('');
   draftFiles: Attachment[] = $state.raw([]);
@@ -122,7 +124,7 @@ export class Chat {
   async rewrite(entry: Entry, text: string): Promise<boolean> {
     return this.#guarded(async () => {
       const added = await this.#add(entry.parent, 'assistant', { content: text, ...modelOf(entry.model) });
-      await this.#select(added.id);
+      this.current = added.id;
     });
   }
 
@@ -149,7 +151,7 @@ export class Chat {
       const tokens: Token[] = [...entry.tokens.slice(0, at), [alternative, logprob, top]];
       const content = begun + alternative;
       const added = await this.#add(entry.parent, 'assistant', { content, tokens, ...modelOf(this.model ?? null) });
-      await this.#select(added.id);
+      this.current = added.id;
       await this.#write(added);
     });
   }
@@ -193,12 +195,15 @@ export class Chat {
 
   async #guarded(work: () => Promise<unknown>): Promise<boolean> {
     this.error = '';
+    this.busy = true;
     try {
       await work();
       return true;
     } catch (error) {
       this.#fail(error);
       return false;
+    } finally {
+      this.busy = false;
     }
   }
 
@@ -244,7 +249,7 @@ export class Chat {
 
   async #answer(parent: string | null): Promise<void> {
     const entry = await this.#add(parent, 'assistant', modelOf(this.model ?? null));
-    await this.#select(entry.id);
+    this.current = entry.id; // on the server, too: it ends reading with what was added last
     await this.#write(entry);
   }
 
