@@ -18,6 +18,7 @@ from etude.runlog import RunReader
 from etude.terminal.config import read_config
 from etude.terminal.train import TRAININGS
 from etude.train.settings import ModelSettings
+from tests.serve.live import app_of, live_of
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -47,6 +48,16 @@ def test_own_reward(
     assert "loud" in run.config["reward"] and "14 problems" in run.config["data"]["train"]
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("  1 0.") and out[-1] == f"etude runs {run.folder}"
+
+
+def test_sample_from_server(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A trainer's client: what the server says of the tokens it drew is what scoring them here says."""
+    main = runpy.run_path(str(EXAMPLES / "sample_from_server.py"))["main"]
+    with live_of(app_of(tiny)) as live:
+        main(["--url", live.url, "--n", "3", "--max-tokens", "10", "--check", str(tiny)])
+    *group, checked = capsys.readouterr().out.splitlines()
+    assert len(group) == 3 and all("weights 0" in line and "advantage" in line for line in group)
+    assert checked == "largest difference to scoring them here: 0.0"
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.name)

@@ -20,7 +20,7 @@ from etude.serve.folders import named_in
 from etude.serve.models import Adapter, ServedModel
 from etude.serve.operations import Operation
 from etude.serve.pausing import is_paused, pause, resume
-from etude.serve.server import Server, read_body, server_of
+from etude.serve.server import Server, server_of
 from etude.serve.sse import JsonResponse
 from etude.serve.types_admin import AdapterLoad, AdapterUnload, PauseRequest, WeightsUpdate
 
@@ -35,7 +35,7 @@ def admin_of(request: HttpRequest) -> Server:
 async def pause_route(request: HttpRequest) -> Response:
     """POST /pause: answered when nothing is drawn any more."""
     server = admin_of(request)
-    raw = await read_body(request, server.settings.max_body_bytes)
+    raw = await server.bodies.read(request)
     asked = PauseRequest.model_validate_json(raw) if raw.strip() else PauseRequest()
     mode = PauseRequest.model_validate({"mode": request.query_params.get("mode")}).mode
     if mode is not None and asked.mode not in (None, mode):

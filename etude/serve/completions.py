@@ -56,7 +56,8 @@ class CompletionWork:
     def make(self, model: ServedModel) -> list[Request]:
         """The requests for the engine, one per prompt. In a thread."""
         asked, tokenizer = self.asked, model.engine.tokenizer
-        self.prompts = completion_prompts(asked.prompt, tokenizer, asked.add_special_tokens is not False)
+        special = asked.add_special_tokens is not False
+        self.prompts = completion_prompts(asked.prompt, tokenizer, special, model.engine.context)
         if asked.echo:
             self.echoed = [_echo(tokenizer, ids) for ids in self.prompts]
         params = params_of(

@@ -37,6 +37,7 @@ TYPES = {
     503: "unavailable_error",
 }
 """llama.cpp's names of what went wrong."""
+MAX_PROBLEMS = 1000
 CONTEXT_EXCEEDED = "context_length_exceeded"
 
 
@@ -99,11 +100,13 @@ class ApiError(Exception):
         return JSONResponse(body, self.status, headers)
 
 
-def context_exceeded(n_prompt: int, context: int, param: str = "prompt") -> ApiError:
-    """A prompt that does not fit: OpenAI's code, llama.cpp's type and counts."""
+def context_exceeded(n_prompt: int, context: int, param: str = "prompt", *, least: bool = False) -> ApiError:
+    """A prompt that does not fit: OpenAI's code, llama.cpp's type and counts. least: it has more than
+    that."""
+    shown = f"at least {n_prompt}" if least else f"{n_prompt}"
     return ApiError(
         400,
-        f"This model's maximum context length is {context} tokens; your prompt has {n_prompt} tokens, which "
+        f"This model's maximum context length is {context} tokens; your prompt has {shown} tokens, which "
         f"exceeds the available context size: shorten it, or start the server with a larger -c",
         type="exceed_context_size_error",
         param=param,
@@ -130,6 +133,8 @@ def from_exception(error: BaseException) -> ApiError:
 
 def from_validation(error: ValidationError) -> ApiError:
     """A 400 that names the first field that is wrong."""
+    if error.error_count() > MAX_PROBLEMS:  # telling them takes a minute for a million
+        return ApiError(400, f"the body has {error.error_count()} wrong fields")
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     first = problems[0]
     if first["type"] == "json_invalid":

@@ -42,7 +42,7 @@ class NativeWork:
 
     def prompts(self, model: ServedModel) -> list[tuple[int, ...]]:
         """The ids of each prompt."""
-        return completion_prompts(_plain(self._prompt), model.engine.tokenizer)
+        return completion_prompts(_plain(self._prompt), model.engine.tokenizer, context=model.engine.context)
 
     def make(self, model: ServedModel) -> list[Request]:
         """The requests for the engine, one per prompt. In a thread."""

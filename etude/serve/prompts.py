@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from etude.records import EtudeError, Message
 from etude.serve.errors import ApiError, context_exceeded
 from etude.serve.models import ServedModel
 from etude.serve.types_openai import ChatMessage, ChatRequest, ContentPart
+
+SHRINKS = 3
+"""Three characters of Hangul become one by Unicode's NFC: the most."""
 
 MixedPrompt = str | Sequence[int | str]
 
@@ -54,6 +58,7 @@ def chat_prompt(
     prefill = "" if last is None else _prefill(last, model, opened)
     if prefill:
         rendered = rendered.extended(prefill)
+    check_size(str(rendered), model.engine.tokenizer, model.engine.context, "messages")
     return ChatPrompt(tuple(model.engine.tokenizer.encode_rendered(rendered)), str(rendered), opened, prefill)
 
 
@@ -187,12 +192,16 @@ def _arguments(arguments: str | dict[str, Any]) -> str:
 
 
 def completion_prompts(
-    prompt: str | Sequence[int | str | Sequence[int | str]], tokenizer: Tokenizer, add_special: bool = True
+    prompt: str | Sequence[int | str | Sequence[int | str]],
+    tokenizer: Tokenizer,
+    add_special: bool = True,
+    context: int | None = None,
 ) -> list[tuple[int, ...]]:
     """The token ids of each prompt of /v1/completions and llama.cpp's /completion.
 
     Text is one prompt; a list of texts is several; a list with ids in it is one, whose texts are tokenized in
-    between; a list with lists in it is several. ApiError 400 for an empty one.
+    between; a list with lists in it is several. ApiError 400 for an empty one, and for one that cannot fit
+    the context, if that is given.
     """
     if isinstance(prompt, str):
         prompts: list[MixedPrompt] = [prompt]
@@ -200,6 +209,10 @@ def completion_prompts(
         prompts = [[item] if isinstance(item, int) else item for item in prompt]
     else:
         prompts = [[item for item in prompt if isinstance(item, int | str)]]
+    if context is not None:
+        for each in prompts:
+            for text in [each] if isinstance(each, str) else each:
+                check_size(text if isinstance(text, str) else "", tokenizer, context, "prompt")
     found = [ids_of(each, tokenizer, add_special) for each in prompts]
     if not found or not all(found):
         raise ApiError(400, "the prompt has no tokens; give at least one", param="prompt")
@@ -228,6 +241,23 @@ def ids_of(prompt: MixedPrompt, tokenizer: Tokenizer, add_special: bool = True) 
         else:
             ids += tokenizer.encode(item, add_special=add_special and at == 0, parse_special=True)
     return tuple(ids)
+
+
+@functools.lru_cache(maxsize=4)
+def longest_token(tokenizer: Tokenizer) -> int:
+    """Bytes of the longest."""
+    return max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.n_vocab))
+
+
+def check_size(text: str, tokenizer: Tokenizer, context: int, param: str) -> None:
+    """ApiError 400 for a text of more characters than the context holds of whatever tokens: nobody waits
+    until megabytes have been tokenized to hear that. Some tokenizers make fewer characters of a text
+    first."""
+    if len(text) <= SHRINKS * context:
+        return
+    n_least = len(text) // (SHRINKS * longest_token(tokenizer))
+    if n_least > context:
+        raise context_exceeded(n_least, context, param, least=True)
 
 
 def check_length(model: ServedModel, ids: Sequence[int], max_tokens: int | None, param: str) -> None:

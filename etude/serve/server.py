@@ -19,6 +19,7 @@ from starlette.requests import Request as HttpRequest
 
 from etude.records import Request
 from etude.serve.assets import Site
+from etude.serve.bodies import Bodies
 from etude.serve.conversation_file import ConversationFile
 from etude.serve.errors import ApiError
 from etude.serve.generation import Generation
@@ -57,6 +58,7 @@ class Server:
         self.totals = Totals()
         self.scraped = Totals()  # when /metrics was read last
         self.started_at = time.time()
+        self.bodies = Bodies(settings.max_body_bytes, settings.write_timeout_s)
         self.changing = asyncio.Lock()  # weights or adapters: one change after another
         self.loading = False  # the first model, at the start
         self.stopping = False  # streams that have no end of their own end now
@@ -81,8 +83,8 @@ class Server:
             self.conversations.close()
 
     async def body(self, request: HttpRequest, kind: type[Body]) -> Body:
-        """The request's JSON, checked. ApiError 413 or ValidationError."""
-        return kind.model_validate_json(await read_body(request, self.settings.max_body_bytes))
+        """The request's JSON, checked. ApiError of bodies.py, or ValidationError."""
+        return kind.model_validate_json(await self.bodies.read(request))
 
     @asynccontextmanager
     async def model(self, name: str | None) -> AsyncIterator[ServedModel]:
@@ -190,20 +192,3 @@ def server_of(request: HttpRequest) -> Server:
     """The server a handler works for."""
     server: Server = request.app.state.server
     return server
-
-
-async def read_body(request: HttpRequest, limit: int) -> bytes:
-    """The whole body. ApiError 413 as soon as it is too long, whatever its headers said."""
-    announced = request.headers.get("content-length", "0")
-    length = int(announced) if announced.isdecimal() and len(announced) < 16 else 0
-    chunks: list[bytes] = []
-    n_bytes = 0
-    if length <= limit:
-        async for chunk in request.stream():
-            n_bytes += len(chunk)
-            if n_bytes > limit:
-                break
-            chunks.append(chunk)
-        else:
-            return b"".join(chunks)
-    raise ApiError(413, f"the body has more than {limit} bytes, the most that this server takes")

@@ -7,9 +7,10 @@ OpenAI's have its names, here and in its own routes (`Sampling` is shared by all
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from etude.serve.body import Body as Body
 
@@ -21,8 +22,27 @@ TokenIds = list[TokenId]
 Bias = float | Literal[False]
 """False bans a token."""
 
+
+def _check_biases(biases: dict[str, Any]) -> dict[str, Any]:
+    """ValueError for the first value that is no bias."""
+    for key, value in biases.items():
+        is_number = isinstance(value, int | float) and value is not True
+        if not (is_number and math.isfinite(value)):
+            raise ValueError(f"the bias of {key[:40]!r} must be a number, or false")
+    return biases
+
+
+Biases = Annotated[
+    dict[str, Any],
+    AfterValidator(_check_biases),
+    WithJsonSchema({"type": "object", "additionalProperties": {"type": ["number", "boolean"]}}),
+]
+
 Prompts = str | list[int | str | list[int | str]]
 """Text, token ids, both mixed, or a list of such prompts."""
+
+MAX_STOPS = 256
+"""Of stop strings, each of which is looked for at every token of an answer."""
 
 MAX_LOGPROBS = 20
 """OpenAI's limit of top_logprobs; n_probs of llama.cpp has none."""
@@ -59,7 +79,7 @@ class Repetition(Body):
     dry_base: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
     dry_allowed_length: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     dry_penalty_last_n: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
-    dry_sequence_breakers: list[str] | None = None
+    dry_sequence_breakers: Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
 
 
 class AdapterScale(Body):
@@ -75,10 +95,10 @@ class Sampling(Chain, Repetition):
 
     model: str | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
     stop_token_ids: TokenIds | None = None
     ignore_eos: bool | None = None
-    logit_bias: dict[str, Bias] | list[tuple[int | str, Bias]] | None = None
+    logit_bias: Biases | list[tuple[int | str, Bias]] | None = None
     n_predict: Annotated[int, Field(ge=-2, lt=2**31)] | None = None
     grammar: str | None = None
     json_schema: dict[str, Any] | bool | None = None
