@@ -152,7 +152,7 @@ async def import_(request: Request) -> Response:
 def _file(request: Request) -> ConversationFile:
     file = server_of(request).conversations
     if file is None:
-        raise ApiError(501, "this server keeps no conversations: it was started with --no-ui")
+        raise ApiError(404, "this server keeps no conversations: it was started with --no-ui")
     return file
 
 

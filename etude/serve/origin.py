@@ -13,12 +13,14 @@ import socket
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from etude.serve.errors import ApiError
 from etude.serve.settings import ServeSettings
 
 CHANGES = ("POST", "PUT", "PATCH")
+PRIVATE = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+"""Of every answer: nothing between server and page keeps it."""
 
 
 class OwnPages:
@@ -32,13 +34,21 @@ class OwnPages:
         self._names = {name.lower() for name in own | given}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refused = None
-        if scope["type"] == "http" and scope["path"].removeprefix(self._settings.prefix).startswith("/api/"):
-            refused = self._refusal(scope["method"], Headers(scope=scope))
-        if refused is None:
+        path = scope["path"].removeprefix(self._settings.prefix) if scope["type"] == "http" else ""
+        if not path.startswith("/api/"):
             await self._app(scope, receive, send)
+            return
+
+        async def send_privately(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *PRIVATE]
+            await send(message)
+
+        refused = self._refusal(scope["method"], Headers(scope=scope))
+        if refused is None:
+            await self._app(scope, receive, send_privately)
         else:
-            await refused.response()(scope, receive, send)
+            await refused.response()(scope, receive, send_privately)
 
     def _refusal(self, method: str, headers: Headers) -> ApiError | None:
         media = headers.get("content-type", "").partition(";")[0].strip().lower()

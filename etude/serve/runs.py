@@ -194,7 +194,7 @@ async def _events(server: Server, watch: Watch) -> AsyncIterator[bytes]:
 def _store(request: Request) -> RunStore:
     runs = server_of(request).runs
     if runs is None:
-        raise ApiError(501, "this server shows no runs: start it with --runs FOLDER, or use `etude view`")
+        raise ApiError(404, "this server shows no runs: start it with --runs FOLDER, or use `etude view`")
     return runs
 
 

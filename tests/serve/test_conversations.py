@@ -325,13 +325,16 @@ def test_odd_values_are_no_bugs(client: TestClient, conversation: str) -> None:
 
 def test_without_pages_nothing_is_kept(tiny: Path, tmp_path: Path) -> None:
     with pages_of(tiny, tmp_path, shows_pages=False) as client:
-        assert client.get("/api/conversations").status_code == 501
+        assert client.get("/api/conversations").status_code == 404
         assert ok(client.get("/api/session"))["conversations"] is False
     assert not list(tmp_path.iterdir())
 
 
 def test_the_session_says_what_there_is(client: TestClient) -> None:
-    found = ok(client.get("/api/session"))
+    response = client.get("/api/session")
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["x-content-type-options"] == "nosniff"
+    found = ok(response)
     assert (found["user"], found["models"], found["runs"], found["kept"]) == (None, ["tiny"], False, True)
     assert found["defaults"]["temperature"] == 1.0 and found["defaults"]["top_k"] == 0
 

@@ -358,7 +358,7 @@ def test_refusals(client: TestClient, path: str, status: int) -> None:
 def test_a_server_without_runs_says_so() -> None:
     with client_of(None) as client:
         response = client.get("/api/runs")
-        assert response.status_code == 501 and "--runs" in response.text
+        assert response.status_code == 404 and "--runs" in response.text
         assert get(client, "/api/session")["runs"] is False
 
 
