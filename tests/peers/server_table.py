@@ -139,7 +139,7 @@ VERDICTS = {
     "both": "passes on both",
     "ours fails": "passes on llama-server, fails here",
     "real fails": "fails on llama-server, passes here",
-    "model": "fails on both: it needs a model that cannot be made here",
+    "model": "fails on both: it needs a model, or pages, that are not made here",
     "neither": "fails on both",
     "skipped": "skipped",
 }
