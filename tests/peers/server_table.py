@@ -176,7 +176,7 @@ def rows_of(
         elif verdict in ("neither", "model"):
             reason = model or one.message
         elif verdict == "real fails":
-            reason = f"there: {one.message}"
+            reason = model or f"there: {one.message}"
         rows.append(Row(test, verdict, one.state, other.state, reason, tuple(answer_differences(one, other))))
     return rows
 
