@@ -446,3 +446,15 @@ def test_any_checkpoint_can_be_talked_with(tmp_path: Path, tiny: Path) -> None:
         assert answers["pairs"] == alone("by hand") != answers["plain"]
         engine.load_weights([(name, value)], 1)
         assert answers["whole"] == alone() != answers["plain"]
+
+
+def test_a_finished_adapter_can_be_talked_with(client: TestClient, root: Path, tiny: Path) -> None:
+    text = said(client, "runs/a-s0/final")
+    with Engine.load(tiny, context=CONTEXT, threads=1) as engine:
+        engine.load_adapter("final", root / "a-s0" / "final" / "adapter.gguf")
+        prompt = [Message("user", "Hi")]
+        [[completion]] = engine.generate([prompt], temperature=0, max_tokens=12, adapter="final")
+        assert text == engine.tokenizer.decode(completion.token_ids)
+    assert (
+        client.post("/v1/completions", json={"model": "runs/other/final", "prompt": "a"}).status_code == 404
+    )
