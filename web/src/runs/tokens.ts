@@ -95,7 +95,7 @@ export function visible(token: Token): string {
   return token.text.replace(/\r/g, '␍').replace(/\n/g, '⏎\n').replace(/\t/g, '⇥\t').replace(/\ufffd/g, '▯');
 }
 
-/** Rollouts of one problem, in the order in which problems appear. */
+/** Rollouts of one problem, the best first; problems in the order in which they appear. */
 export function byProblem(rows: readonly RolloutRow[]): RolloutRow[][] {
   const found = new Map<string, RolloutRow[]>();
   for (const row of rows) {
@@ -103,5 +103,5 @@ export function byProblem(rows: readonly RolloutRow[]): RolloutRow[][] {
     if (group) group.push(row);
     else found.set(row.problem_id, [row]);
   }
-  return [...found.values()];
+  return [...found.values()].map((group) => group.sort((a, b) => b.score.total - a.score.total));
 }
