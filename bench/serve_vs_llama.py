@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -60,7 +61,8 @@ class Found:
         """From what stream_clients.py prints."""
         first_s, tokens, seconds = told["first_s"], told["tokens"], told["seconds"]
         assert isinstance(first_s, list) and isinstance(tokens, int) and isinstance(seconds, float)
-        return cls(tokens / seconds, median(first_s), quantiles(first_s, n=20, method="inclusive")[-1])
+        slow_s = quantiles(first_s, n=20, method="inclusive")[-1] if len(first_s) > 1 else first_s[0]
+        return cls(tokens / seconds, median(first_s), slow_s)
 
 
 def free_port() -> int:
@@ -235,6 +237,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no server is left behind
     run = Run(args)
     setting, speeds = run.sweep()
     measured = run.rounds(setting)

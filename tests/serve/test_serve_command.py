@@ -70,6 +70,18 @@ def test_a_signal_lets_what_runs_finish(tiny: Path) -> None:
             urllib.request.urlopen(f"{url}/health", timeout=5)
 
 
+def test_a_signal_ends_a_pause(tiny: Path) -> None:
+    """What it had stopped finishes; nobody else could make it go on."""
+    with serving(str(tiny), "--admin-key", "boss") as (process, url):
+        with post(f"{url}/v1/completions", ENDLESS | {"max_tokens": 300, "prompt": "b"}) as stream:
+            stream.readline()
+            pause = urllib.request.Request(f"{url}/pause?mode=keep", b"", {"X-Api-Key": "boss"})
+            assert json.load(urllib.request.urlopen(pause, timeout=60)) == {"status": "paused"}
+            process.send_signal(signal.SIGTERM)
+            assert stream.read().endswith(b"data: [DONE]\n\n")
+        assert process.wait(60) == 0
+
+
 def test_a_second_signal_ends_it_at_once(tiny: Path) -> None:
     with serving(str(tiny), "--context-shift", "-c", "64") as (process, url):
         with post(f"{url}/v1/completions", ENDLESS) as stream:
@@ -121,6 +133,23 @@ def test_flags_become_settings(tiny: Path, tmp_path: Path) -> None:
     assert defaults.params.temperature == 0.5 and defaults.params.max_tokens == 7
     assert defaults.template is not None and defaults.variables == {"enable_thinking": False}
     assert defaults_of(options_of()).params.top_k == 40
+
+
+def test_admin_keys_and_folders(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("one\ntwo\n")
+    folder = ("--weights-dir", str(tmp_path), "--lora-dir", str(tmp_path))
+    settings = settings_of(options_of("--admin-key", "boss", "--admin-key-file", str(keys), *folder))
+    assert settings.admin_keys == ("boss", "one", "two") and settings.api_keys == ()
+    assert settings.weights_folder == settings.adapters_folder == tmp_path
+    assert settings_of(options_of(ETUDE_ADMIN_KEY_FILE=str(keys))).admin_keys == ("one", "two")
+    for argv, said in (
+        (folder, "--admin-key"),
+        (("--admin-key", "a", "--weights-dir", "/nowhere"), "there is no folder"),
+        (("--admin-key", "a,b", "--api-key", "b"), "API key too"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            settings_of(options_of(*argv))
 
 
 @pytest.mark.parametrize(
@@ -176,4 +205,8 @@ def test_who_asks_while_the_model_loads_is_told(tiny: Path) -> None:
             loads.set()
             loop.call_soon_threadsafe(work.cancel)
             thread.join(30)
+            rest = asyncio.all_tasks(loop)  # uvicorn's own, which nothing else would end
+            for task in rest:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
             loop.close()
