@@ -27,8 +27,10 @@ async def metrics(request: HttpRequest) -> Response:
         raise unsupported("This server does not support metrics endpoint. Start it with `--metrics`")
     text = "".join([*_lines("counter", counters(server)), *_lines("gauge", gauges(server))])
     server.scraped = replace(server.totals)
-    headers = {"Process-Start-Time-Unix": str(int(server.started_at))}
-    return Response(text, media_type=MEDIA_TYPE, headers=headers)
+    response = Response(text, media_type=MEDIA_TYPE)
+    # written as llama.cpp writes it: not every client reads headers in any case
+    response.raw_headers.append((b"Process-Start-Time-Unix", str(int(server.started_at)).encode()))
+    return response
 
 
 def counters(server: Server) -> list[Metric]:

@@ -25,7 +25,9 @@ async def props(request: HttpRequest) -> Response:
     name = request.query_params.get("model")
     spec = server.pool.find(name)
     served, known = server.pool.loaded(name), server.known_props.get(spec.name)
-    if served is None and known is not None:
+    if served is not None:
+        return JsonResponse(properties(server, served))  # to ask is no use of it that would keep it awake
+    if known is not None:
         return JsonResponse(known | {"is_sleeping": True})
     async with server.model(name) as model:
         return JsonResponse(properties(server, model))

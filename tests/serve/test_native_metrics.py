@@ -16,7 +16,8 @@ def read(client: TestClient) -> dict[str, float]:
     assert answer.status_code == 200 and answer.headers["content-type"].startswith(
         "text/plain; version=0.0.4"
     )
-    assert int(answer.headers["process-start-time-unix"]) > 10**9
+    headers = dict(answer.headers.raw)
+    assert int(headers[b"Process-Start-Time-Unix"]) > 10**9
     lines = answer.text.splitlines()
     found = dict(line.split(" ") for line in lines if not line.startswith("#"))
     for name in found:
@@ -60,6 +61,16 @@ def test_a_model_that_sleeps_takes_no_numbers_with_it(tiny: Path) -> None:
         assert not pool.all_loaded
         assert read(client) == before | {"predicted_tokens_seconds": 0, "prompt_tokens_seconds": 0}
         assert client.get("/props").json() == props | {"is_sleeping": True}
+        assert (
+            complete(client, n_predict=1)["predicted_n"] == 1
+            and not client.get("/props").json()["is_sleeping"]
+        )
+        [model] = pool.all_loaded
+        used_at = model.used_at
+        client.get("/props")
+        client.get("/metrics")
+        assert model.used_at == used_at  # who only asks keeps nothing awake
+        client.portal.call(pool.unload_idle)
         assert not pool.all_loaded
 
 
