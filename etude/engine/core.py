@@ -228,6 +228,8 @@ class EngineCore:
                 raise EtudeError(f"{name} is {value}; it must be at least {least}")
         if params.seed is not None and params.seed >= 2**64:
             raise EtudeError(f"seed is {params.seed}; it must be below 2**64")
+        if request.grammar is not None and params.max_tokens == 0:
+            self.parts.new_matcher(request.grammar)  # a wrong one is an error even where nothing is written
         writes = params.max_tokens != 0 and not reads_only
         if n_prompt + writes > self.limits.context:
             raise EtudeError(

@@ -212,6 +212,8 @@ class ChatAnswer:
         answer |= {"choices": choices, "usage": generation.usage(), **generation.summary()}
         if work.asked.return_token_ids:
             answer["prompt_token_ids"] = list(work.prompt.ids)
+        if work.asked.verbose:  # llama.cpp's word for what helps to find out why
+            answer["__verbose"] = {"prompt": work.prompt.text, "tokens": list(work.prompt.ids)}
         if work.n_prompt_top is not None:
             first = generation.writings[0].completion
             assert first is not None

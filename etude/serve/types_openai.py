@@ -214,6 +214,7 @@ class ChatRequest(Answering):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     return_progress: bool | None = None
+    verbose: bool | None = None
 
 
 class CompletionRequest(Answering):

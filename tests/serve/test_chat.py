@@ -64,6 +64,12 @@ def test_a_stream_says_what_the_whole_answer_says(client: TestClient) -> None:
     assert chunks[0]["prompt_token_ids"] == whole["prompt_token_ids"]
 
 
+def test_the_prompt_is_shown_if_asked_for(client: TestClient) -> None:
+    shown = chat(client, verbose=True)["__verbose"]
+    assert shown["prompt"] == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    assert "__verbose" not in chat(client)
+
+
 def test_usage_comes_last_and_only_if_asked_for(client: TestClient) -> None:
     *rest, last = stream(client, stream_options={"include_usage": True})
     assert last["choices"] == [] and last["usage"]["completion_tokens"] == 12 and "timings" in last

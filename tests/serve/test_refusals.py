@@ -78,8 +78,9 @@ def test_whole_numbers_may_be_written_with_a_point(client: TestClient) -> None:
     ],
 )
 def test_what_the_engine_refuses(client: TestClient, fields: dict[str, Any]) -> None:
-    answer = client.post(CHAT, json=HELLO | fields)
-    assert answer.status_code == 400, answer.text
+    for limit in ({}, {"max_tokens": 0}):
+        answer = client.post(CHAT, json=HELLO | fields | limit)
+        assert answer.status_code == 400, answer.text
     streamed = client.post(CHAT, json=HELLO | fields | {"stream": True})
     assert streamed.status_code == 400 and streamed.json()["error"]["message"]
 
