@@ -70,6 +70,10 @@ class ChatTemplate:
             )
         return cls(found[name or "default"], special_texts(metadata))
 
+    def for_model(self, metadata: Mapping[str, Any]) -> ChatTemplate:
+        """The same template with the bos_token and the like of a model that it was not made for."""
+        return ChatTemplate(self.source, special_texts(metadata) | self._special_texts)
+
     @classmethod
     def builtin(cls, name: str) -> ChatTemplate:
         """One of `names()`."""

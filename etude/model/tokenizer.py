@@ -41,7 +41,7 @@ class Tokenizer:
     """
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
-        self._metadata = metadata
+        self.metadata = metadata
         self._vocabulary = vocabulary = Vocabulary.from_metadata(metadata)
         self.n_vocab = len(vocabulary.texts)
         self.fim_ids = vocabulary.fim_ids
@@ -118,7 +118,7 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """The tokenizer in the format of Hugging Face's tokenizer.json."""
-        return tokenizer_json(self._metadata, self._vocabulary, add_bos=self.add_bos, add_eos=self.add_eos)
+        return tokenizer_json(self.metadata, self._vocabulary, add_bos=self.add_bos, add_eos=self.add_eos)
 
     def _shown_bytes(self, token_id: int) -> bytes:
         return b"" if self.is_control(token_id) else self.token_bytes(token_id)

@@ -31,7 +31,7 @@ async def embeddings(request: HttpRequest) -> Response:
     found = [normalized(pool(each, pooling), EUCLIDEAN)[0] for each in rows]
     n_tokens = sum(map(len, prompts))
     data = [
-        {"object": "embedding", "index": at, "embedding": _written(vector_D, asked.encoding_format)}
+        {"object": "embedding", "index": at, **_written(vector_D, asked.encoding_format)}
         for at, vector_D in enumerate(found)
     ]
     usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
@@ -48,10 +48,11 @@ def _checked(asked: EmbeddingRequest, model: ServedModel) -> str:
     return pooling
 
 
-def _written(vector_D: Rows, form: str | None) -> Any:
+def _written(vector_D: Rows, form: str | None) -> dict[str, Any]:
     if form == "base64":
-        return base64.b64encode(vector_D.astype("<f4").tobytes()).decode()
-    return vector_D.tolist()
+        coded = base64.b64encode(vector_D.astype("<f4").tobytes()).decode()
+        return {"embedding": coded, "encoding_format": form}
+    return {"embedding": vector_D.tolist()}
 
 
 ROUTES = [Route("/v1/embeddings", embeddings, methods=["POST"])]

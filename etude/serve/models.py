@@ -101,7 +101,8 @@ class ServedModel:
         self.spec = spec
         self.engine = engine
         self.defaults = defaults
-        self.template = spec.template or defaults.template or engine.chat
+        given = spec.template or defaults.template
+        self.template = engine.chat if given is None else given.for_model(engine.tokenizer.metadata)
         self.own_tags = _tags_of(self.template)
         self.tags = self.own_tags or ThinkingTags()
         self.adapters = {adapter.name: adapter for adapter in defaults.adapters}

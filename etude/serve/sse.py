@@ -78,15 +78,10 @@ class EventStream(Response):
     def of(
         cls, server: Server, events: AsyncIterator[bytes], close: Callable[[], None], **options: Any
     ) -> EventStream:
-        """With the server's times."""
+        """With the server's times, where options say no others."""
         settings = server.settings
-        return cls(
-            events,
-            close,
-            write_timeout_s=settings.write_timeout_s,
-            ping_interval_s=settings.ping_interval_s,
-            **options,
-        )
+        times = {"write_timeout_s": settings.write_timeout_s, "ping_interval_s": settings.ping_interval_s}
+        return cls(events, close, **(times | options))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         tasks = [

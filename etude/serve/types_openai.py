@@ -35,7 +35,9 @@ def _check_biases(biases: dict[str, Any]) -> dict[str, Any]:
 Biases = Annotated[
     dict[str, Any],
     AfterValidator(_check_biases),
-    WithJsonSchema({"type": "object", "additionalProperties": {"type": ["number", "boolean"]}}),
+    WithJsonSchema(
+        {"type": "object", "additionalProperties": {"anyOf": [{"type": "number"}, {"const": False}]}}
+    ),
 ]
 
 Prompts = str | list[int | str | list[int | str]]

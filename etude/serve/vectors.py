@@ -36,6 +36,10 @@ def inputs(given: Any, model: ServedModel) -> list[tuple[int, ...]]:
 
 
 def _prompts(given: Any, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    holds = given if isinstance(given, list) else [given]
+    has_objects = any(isinstance(item, PromptObject | EmbeddingObject) for item in holds)
+    if has_objects and any(isinstance(item, int) for item in holds):
+        raise ApiError(400, "a list of token ids has ids and texts in it, and no objects", param="input")
     if isinstance(given, list) and not any(isinstance(item, int) for item in given):
         return [ids_of(_plain(item), tokenizer) for item in given]
     return completion_prompts(_plain(given), tokenizer)

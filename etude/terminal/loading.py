@@ -222,7 +222,8 @@ def _template(options: Options, engine: Engine) -> ChatTemplate | None:
     """The one of the flags, else the model's own; None completes."""
     if options["conversation"] is False:
         return None
-    template = given_template(options) or engine.chat
+    given = given_template(options)
+    template = engine.chat if given is None else given.for_model(engine.tokenizer.metadata)
     if template is None:
         text = "this is a base model without a chat template: it completes text; --chat-template gives it one"
         options.refuse_without_effect(_CHAT_FLAGS, text)

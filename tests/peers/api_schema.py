@@ -93,6 +93,7 @@ def valid_only(document: dict[str, Any]) -> dict[str, Any]:
         if not path.startswith("/api/") and "{" not in path and path not in (*SKIPPED, *OTHER_STATUS)
     }
     schemas = narrowed(document["components"]["schemas"])
+    schemas["NativeEmbeddingRequest"]["required"] = ["input"]  # or content
     kept = {path: methods for path, methods in paths.items() if methods}
     return document | {"paths": kept, "components": document["components"] | {"schemas": schemas}}
 

@@ -159,11 +159,22 @@ NEEDS_MODEL = {
 }
 """Tests whose model is neither stories260K nor like it."""
 PAGES = "a prompt that was computed before is reused in pages of 32 tokens, not to the token"
+VERBOSE = "there is no --verbose; a request asks with `verbose` for the prompt"
 EXPLAINED = {
     "chat_completion::test_chat_completion_cached_tokens": PAGES,
+    "chat_completion::test_chat_completion[None-Book-What is the best book-8-^ blue": "--chat-template takes "
+    "a text without a { for a name, and there is none of that name",
+    "chat_completion::test_chat_template": VERBOSE,
+    "chat_completion::test_completion_with_response_format[response_format1": "a schema with items and no "
+    "type also allows what is no array, as JSON Schema says",
+    "compat_anthropic::test_anthropic_tool_result_with_image": "a picture is refused with 400, not with 500",
+    "compat_anthropic::test_anthropic_vision_format": "a picture is refused with 400, not with 500",
+    "compat_oai_responses::test_responses_stream_with_llama": "an answer that max_output_tokens ends is "
+    "response.incomplete, as OpenAI has it, not response.completed",
+    "lora::test_lora[": "what all requests run with is changed with an admin key only; each may say its own",
     "metrics::test_metrics_prompt_processed_and_cached": PAGES,
     "slot_save::test_slot_save_restore": PAGES,
-    "slot_save::test_slot_restore_legacy": "the file of a slot is ours, not llama.cpp's, byte by byte",
+    "slot_save::test_slot_restore_legacy": PAGES + "; and the file of a slot is not llama.cpp's",
     "security::test_cors_options[web.mydomain.fr-Access-Control-Allow-Headers": "the headers that were asked "
     "for are named: by the standard * does not mean Authorization",
     "security::test_cors_proxy": "there is no proxy by which pages reach what the server reaches",

@@ -120,6 +120,8 @@ def test_embeddings_are_means_of_length_one(client: TestClient, tiny: Path) -> N
     same = client.post("/v1/embeddings", json={"input": objects}).json()
     assert [entry["embedding"] for entry in same["data"]] == [entry["embedding"] for entry in answer["data"]]
     assert client.post("/v1/embeddings", json={"input": "abc", "dimensions": 7}).status_code == 400
+    for mixed in ([{"prompt_string": "a"}, 1], [1, {"prompt_string": ["b"]}, [2]]):
+        assert client.post("/v1/embeddings", json={"input": mixed}).status_code == 400
     assert client.post("/v1/embeddings", json={"input": "a" * 500}).status_code == 400
 
 

@@ -74,7 +74,7 @@ def test_samplers_come_into_range(client: TestClient, given: str, name: str, use
 
 def test_a_stream_has_an_event_per_token(client: TestClient) -> None:
     whole = complete(client, return_tokens=True)
-    *parts, last = streamed(client)
+    *parts, last = streamed(client, sse_ping_interval=5)
     assert [part["tokens"] for part in parts] == [[token] for token in whole["tokens"]]
     assert "".join(part["content"] for part in parts) == whole["content"]
     assert [part["tokens_predicted"] for part in parts] == [1, 2, 3, 4, 5, 6]

@@ -103,3 +103,10 @@ def test_what_every_template_may_read(tiny: Path) -> None:
         asked |= {"tools": [tool], "reasoning_effort": "none"}
         prompt = post(client, "/apply-template", tool_choice="none", **asked)["prompt"]
         assert '"name": "f"' in prompt and not prompt.endswith("<think>")
+
+
+def test_a_given_template_knows_the_models_tokens(tiny: Path) -> None:
+    template = ChatTemplate("{{ bos_token + messages[0].content + eos_token }}")
+    with client_of(tiny, ModelDefaults(template=template)) as client:
+        answer = client.post("/apply-template", json={"messages": [{"role": "user", "content": "hi"}]})
+    assert answer.json() == {"prompt": "<|im_start|>hi<|im_end|>"}

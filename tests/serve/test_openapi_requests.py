@@ -14,8 +14,9 @@ from tests.serve.schema_bodies import Bodies
 
 N_VALID = 8
 NEEDS_MORE = (
-    "best_of", "continue_final_message", "dimensions", "grammar", "json_schema", "lora", "n", "n_cmpl",
-    "prompt", "prompt_logprobs", "response_format", "tool_choice", "tools", "top_logprobs",
+    "best_of", "continue_final_message", "current", "dimensions", "echo", "format", "grammar", "json_schema",
+    "lora", "n", "n_cmpl", "prompt", "prompt_logprobs",
+    "response_format", "tool_choice", "tools", "top_logprobs",
 )  # fmt: skip
 """Properties whose schema does not say all that they need, such as another one, or a text that is GBNF."""
 REFUSED = (
@@ -51,8 +52,8 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, A
 
 def test_valid_requests_are_answered(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
-    drawn = Bodies(document, without=NEEDS_MORE + REFUSED, always=ALWAYS, texts=TEXTS)
     for path, method, schema in operations(document):
+        drawn = Bodies(document, without=NEEDS_MORE + REFUSED, always=ALWAYS, texts=TEXTS)
         for _ in range(0 if "{" in path else N_VALID):
             body = drawn.valid(schema)
             answer = client.request(method, path, json=body)
