@@ -27,7 +27,8 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def with_python() -> list[Path]:
-    return [path for path in DOCUMENTS if blocks(path.read_text(), "python")]
+    """Those of docs/server.md need a server: tests/serve/test_documents.py."""
+    return [path for path in DOCUMENTS if path.name != "server.md" and blocks(path.read_text(), "python")]
 
 
 @pytest.mark.parametrize("path", with_python(), ids=lambda path: path.name)
