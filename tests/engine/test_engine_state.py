@@ -147,7 +147,7 @@ def test_weights_while_requests_run(tiny: Engine) -> None:
     assert tuple(ids) == tiny.generate([PROMPT], max_tokens=20, seed=1)[0][0].token_ids, (
         "the weights are equal"
     )
-    tiny.submit(Request(PROMPT))
+    tiny.submit(Request(PROMPT, SamplingParams(ignore_eos=True)))
     tiny.step()
     tiny.load_weights(tensors, version=2, running="abort")
     assert [event.finish for event in tiny.step()] == ["abort"]
