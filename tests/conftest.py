@@ -11,7 +11,6 @@ from etude.model.pull import resolve
 from etude.records import EtudeError
 from tests.terminal.tiny import write_tiny
 
-
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what runs in its background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

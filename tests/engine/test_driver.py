@@ -195,6 +195,13 @@ def test_a_pause_stops_all_who_drive_and_loses_nothing():
 def test_what_is_done_between_steps_gets_its_turn():
     """However much runs: in the background, and in a thread that waits."""
     driver = Driver(new_core(n_pages=60))
+    step = driver.core._decoder.step
+
+    def slow(**given):  # without it all may be over before a thread has had its first turn
+        time.sleep(0.002)
+        return step(**given)
+
+    driver.core._decoder.step = slow
     items = request([1, 2], max_tokens=200), request([3], max_tokens=200)
 
     async def main() -> None:
