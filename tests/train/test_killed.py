@@ -121,7 +121,8 @@ def test_ctrl_c_twice_stops_at_once_and_loses_nothing_but_the_step(stopped: Kill
     child = running(stopped)
     while child.wait(0.001) is None:
         child.signal(signal.SIGINT)
-    assert child.wait() == 128 + signal.SIGINT
+    # The last of them may meet a process that has given its handler back already: then it ends of the signal.
+    assert child.wait() in (128 + signal.SIGINT, -signal.SIGINT)
     assert f"stopped at once; to go on: etude grpo --resume {stopped.run}" in stopped.server.said()
     assert RunReader(stopped.run).state == "stopped"
     assert not list(stopped.run.rglob(".tmp-*"))
