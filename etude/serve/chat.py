@@ -24,6 +24,7 @@ from etude.records import Grammar, Request
 from etude.serve.errors import ApiError
 from etude.serve.generation import Delta, Generation
 from etude.serve.models import ServedModel
+from etude.serve.native_answer import explanation
 from etude.serve.openai_json import (
     MAX_PROMPT_LOGPROBS,
     drawn_ids,
@@ -182,7 +183,7 @@ async def answer_chat(
     starting = server.generate(work.asked.model, work.make, special=work.special, shows_reading=shows_reading)
     generation = await until_gone(request, starting)
     try:
-        answer = (answer_of or ChatAnswer)(work, generation)
+        answer = ChatAnswer(work, generation, server) if answer_of is None else answer_of(work, generation)
         if work.asked.stream:
             return EventStream.of(server, answer.events(), generation.close, describe=answer.failure)
         response = JsonResponse(await until_gone(request, answer.whole()))
@@ -196,7 +197,11 @@ async def answer_chat(
 class ChatAnswer:
     """OpenAI's chat completion, of one choice or several."""
 
-    def __init__(self, work: ChatWork, generation: Generation) -> None:
+    def __init__(self, work: ChatWork, generation: Generation, server: Server) -> None:
+        asked = work.asked
+        self._server = server
+        self._explains = server.settings.explains if asked.verbose is None else asked.verbose
+        self._written = ""  # the first choice, before it is taken apart
         self._work = work
         self._generation = generation
         self._parsers = [work.parser(generation.model) for _ in range(generation.n_choices)]
@@ -206,20 +211,31 @@ class ChatAnswer:
         """The answer in one piece."""
         work, generation = self._work, self._generation
         async for delta in generation.deltas():
-            self._parsers[delta.choice].push(delta.text, ended=delta.finish is not None)
+            self._push(delta)
         choices = [self._choice(at, parser.reply) for at, parser in enumerate(self._parsers)]
         answer = envelope("chat.completion", "chatcmpl", generation.model)
         answer |= {"choices": choices, "usage": generation.usage(), **generation.summary()}
         if work.asked.return_token_ids:
             answer["prompt_token_ids"] = list(work.prompt.ids)
-        if work.asked.verbose:  # llama.cpp's word for what helps to find out why
-            answer["__verbose"] = {"prompt": work.prompt.text, "tokens": list(work.prompt.ids)}
+        if self._explains:
+            answer["__verbose"] = self._explanation()
         if work.n_prompt_top is not None:
             first = generation.writings[0].completion
             assert first is not None
             tokenizer = generation.model.engine.tokenizer
             answer["prompt_logprobs"] = prompt_rows(tokenizer, work.prompt.ids, first, work.n_prompt_top)
         return answer
+
+    def _push(self, delta: Delta) -> Part:
+        """What a delta adds to the reply."""
+        if self._explains and delta.choice == 0:
+            self._written += delta.text
+        return self._parsers[delta.choice].push(delta.text, ended=delta.finish is not None)
+
+    def _explanation(self) -> dict[str, Any]:
+        generation = self._generation
+        slots = self._server.slots_of(generation.model)
+        return explanation(self._work.asked, self._work.n_top, generation, slots, self._written)
 
     def _choice(self, at: int, reply: Reply) -> dict[str, Any]:
         completion = self._generation.writings[at].completion
@@ -267,13 +283,16 @@ class ChatAnswer:
             self._begun.add(at)
             prompt = {"prompt_token_ids": list(self._work.prompt.ids)} if asked.return_token_ids else {}
             yield _choice(at, delta=first), prompt
-        shown = _delta_json(parser.push(delta.text, ended=delta.finish is not None))
+        shown = _delta_json(self._push(delta))
         if shown or self._work.n_top is not None or asked.return_token_ids:
             timings = {"timings": generation.timings()} if timed else {}
             yield self._with_tokens(_choice(at, delta=shown), delta), timings
         if delta.finish is not None:
             reason = finish_reason(delta.finish, called=bool(parser.reply.calls))
-            yield _choice(at, reason, delta={}), generation.stream_extra(asked.stream_options, False)
+            extra = generation.stream_extra(asked.stream_options, False)
+            if self._explains and at == 0:
+                extra["__verbose"] = self._explanation()
+            yield _choice(at, reason, delta={}), extra
 
     def _with_tokens(self, choice: dict[str, Any], delta: Delta) -> dict[str, Any]:
         if self._work.n_top is not None:

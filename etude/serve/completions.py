@@ -18,6 +18,7 @@ from etude.records import Completion, Request, TopLogprobs
 from etude.serve.errors import ApiError
 from etude.serve.generation import Delta, Generation
 from etude.serve.models import ServedModel
+from etude.serve.native_answer import explanation
 from etude.serve.openai_json import (
     LEAST,
     MAX_PROMPT_LOGPROBS,
@@ -33,7 +34,7 @@ from etude.serve.openai_json import (
 from etude.serve.operations import Operation
 from etude.serve.prompts import check_length, completion_prompts
 from etude.serve.sampling import engine_request, grammar_of, params_of
-from etude.serve.server import server_of
+from etude.serve.server import Server, server_of
 from etude.serve.sse import DONE, EventStream, JsonResponse, event, until_gone
 from etude.serve.types_openai import MAX_LOGPROBS, CompletionRequest
 
@@ -41,8 +42,9 @@ from etude.serve.types_openai import MAX_LOGPROBS, CompletionRequest
 class CompletionWork:
     """One request on its way. n_top: alternatives per token, None: no logprobs."""
 
-    def __init__(self, asked: CompletionRequest) -> None:
+    def __init__(self, asked: CompletionRequest, server: Server) -> None:
         self.asked = asked
+        self._server = server
         self.n = asked.n or asked.n_cmpl or 1
         self.n_top = _n_top(asked)
         self.by_id = bool(asked.return_tokens_as_token_ids)
@@ -70,6 +72,15 @@ class CompletionWork:
             engine_request(asked, model, ids, params, self.n, form, prompt_logprobs=self.n_prompt_top)
             for ids in self.prompts
         ]
+
+    def explained(self, generation: Generation) -> dict[str, Any]:
+        """llama.cpp's `__verbose` of the first choice, if it is wanted."""
+        server, first = self._server, generation.writings[0].completion
+        wanted = server.settings.explains if self.asked.verbose is None else self.asked.verbose
+        if not wanted or first is None:
+            return {}
+        slots = server.slots_of(generation.model)
+        return {"__verbose": explanation(self.asked, self.n_top, generation, slots, first.text)}
 
 
 def _n_top(asked: CompletionRequest) -> int | None:
@@ -100,7 +111,7 @@ def _check(asked: CompletionRequest, n: int, n_prompt_top: int | None) -> None:
 async def completions(request: HttpRequest) -> Response:
     """The handler."""
     server = server_of(request)
-    work = CompletionWork(await server.body(request, CompletionRequest))
+    work = CompletionWork(await server.body(request, CompletionRequest), server)
     shows_reading = bool(work.asked.stream and work.asked.return_progress)
     starting = server.generate(work.asked.model, work.make, shows_reading=shows_reading)
     generation = await until_gone(request, starting)
@@ -119,7 +130,8 @@ async def whole(work: CompletionWork, generation: Generation) -> dict[str, Any]:
         found = await generation.completions()
         answer = envelope("text_completion", "cmpl", generation.model)
         choices = [_choice(work, generation.model, at, completion) for at, completion in enumerate(found)]
-        return answer | {"choices": choices, "usage": generation.usage(), **generation.summary()}
+        answer |= {"choices": choices, "usage": generation.usage(), **generation.summary()}
+        return answer | work.explained(generation)
     finally:
         generation.close()
 
@@ -213,6 +225,8 @@ async def stream(work: CompletionWork, generation: Generation) -> AsyncIterator[
             yield event({**head, "choices": [choice], **extra})
         if delta.finish is not None:
             extra = generation.stream_extra(asked.stream_options, bool(asked.timings_per_token))
+            if delta.choice == 0:
+                extra |= work.explained(generation)
             yield event({**head, "choices": [_last(work, model, delta)], **extra})
     if asked.stream_options is not None and asked.stream_options.include_usage:
         yield event({**head, "choices": [], "usage": generation.usage(), **generation.summary()})

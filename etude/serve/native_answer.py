@@ -10,11 +10,11 @@ from etude.records import TopLogprobs
 from etude.serve.generation import Generation
 from etude.serve.native_choice import NativeChoice
 from etude.serve.native_settings import Shown, kept_tokens, lora_of, settings_of_request
-from etude.serve.native_text import shown_text
 from etude.serve.openai_json import LEAST, as_probabilities
 from etude.serve.slot_table import SlotTable
 from etude.serve.timings import Reading
 from etude.serve.types_native import Predicting
+from etude.serve.types_openai import Answering
 
 
 class NativeAnswer:
@@ -165,6 +165,34 @@ class NativeAnswer:
             entry = entry_of(self._tokenizer, choice.token_ids[at], logprobs[at])
             entries.append(entry | {"top_logprobs": tops_of(self._tokenizer, top)})
         return as_probabilities(entries) if sampled else entries
+
+
+def explanation(
+    asked: Answering, n_top: int | None, generation: Generation, slots: SlotTable, text: str
+) -> dict[str, Any]:
+    """llama.cpp's `__verbose` beside an answer of another form: what /completion would have said of its first
+    choice. text: the whole of it, as it was written."""
+    completion = generation.writings[0].completion
+    assert completion is not None
+    choice = NativeChoice(
+        text=text,
+        token_ids=list(completion.token_ids),
+        logprobs=list(completion.logprobs),
+        raw_logprobs=list(completion.raw_logprobs),
+        tops=list(completion.top_logprobs),
+    )
+    same = Predicting.model_construct(
+        stream=asked.stream,
+        return_tokens=asked.return_token_ids,
+        timings_per_token=asked.timings_per_token,
+        post_sampling_probs=asked.post_sampling_probs,
+    )
+    return NativeAnswer(same, n_top or 0, generation, slots).final(0, choice)
+
+
+def shown_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of ids as llama.cpp shows it: with control tokens, and with the first space."""
+    return b"".join(map(tokenizer.token_bytes, ids)).decode("utf-8", "replace")
 
 
 def tops_of(tokenizer: Tokenizer, top: TopLogprobs) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from etude.model.tokenizer import Tokenizer
 from etude.serve.chat import ChatWork
 from etude.serve.errors import ApiError
+from etude.serve.native_answer import shown_text
 from etude.serve.native_route import native_route
 from etude.serve.operations import Operation
 from etude.serve.server import server_of
@@ -70,11 +71,6 @@ def piece_of(tokenizer: Tokenizer, token: int) -> str | list[int]:
         return raw.decode()
     except UnicodeDecodeError:
         return list(raw)
-
-
-def shown_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of ids as llama.cpp shows it: with control tokens, and with the first space."""
-    return b"".join(map(tokenizer.token_bytes, ids)).decode("utf-8", "replace")
 
 
 async def detokenize(request: HttpRequest) -> Response:

@@ -13,6 +13,7 @@ from etude.model.tokenizer import Tokenizer
 from etude.records import Completion, Finish, TopLogprobs
 from etude.serve.generation import Delta
 from etude.serve.models import ServedModel
+from etude.serve.sampling import wants_sampled
 from etude.serve.types_openai import Answering
 
 BUILD = version("etude")
@@ -108,10 +109,8 @@ def token_entry(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, A
 
 
 def logprobs_of(asked: Answering, drawn: Completion | Delta) -> Sequence[float]:
-    """The model's own logprobs, as OpenAI and llama.cpp give them; or, in vLLM's words, the processed ones:
-    of the distribution that was sampled from."""
-    processed = asked.post_sampling_probs or asked.logprobs_mode == "processed_logprobs"
-    return drawn.logprobs if processed else drawn.raw_logprobs
+    """The model's own logprobs, as OpenAI and llama.cpp give them; or those that were sampled from."""
+    return drawn.logprobs if wants_sampled(asked) else drawn.raw_logprobs
 
 
 def as_probabilities(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

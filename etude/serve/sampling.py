@@ -29,7 +29,7 @@ from etude.records import (
     Xtc,
 )
 from etude.serve.models import ServedModel
-from etude.serve.types_openai import AdapterScale, ResponseFormat, Sampling
+from etude.serve.types_openai import AdapterScale, Answering, ResponseFormat, Sampling
 
 PLAIN = (
     "temperature", "top_k", "top_p", "min_p", "typical_p", "top_n_sigma", "min_keep", "ignore_eos",
@@ -253,6 +253,13 @@ def grammar_of(
     return response_grammar(wanted, tags=tags, thinking_open=opened, special_ids=special, budget=budget)
 
 
+def wants_sampled(asked: Sampling) -> bool:
+    """Whether logprobs, of the tokens and of their alternatives, are to be those of the distribution that was
+    sampled from: in llama.cpp's words, or in vLLM's."""
+    processed = isinstance(asked, Answering) and asked.logprobs_mode == "processed_logprobs"
+    return processed or bool(asked.post_sampling_probs)
+
+
 def engine_request(
     asked: Sampling,
     model: ServedModel,
@@ -265,7 +272,7 @@ def engine_request(
 ) -> Request:
     """The engine's request, with the adapter that was asked for or that the server runs with."""
     adapter, scale = _adapter(asked, model)
-    sampled_top = bool(asked.post_sampling_probs and params.logprobs)
+    sampled_top = bool(wants_sampled(asked) and params.logprobs)
     priority = asked.priority or 0
     return Request(ids, params, n, adapter, scale, grammar, priority, prompt_logprobs, sampled_top)
 

@@ -23,7 +23,8 @@ class ServeSettings:
     takes nothing for so long is dropped. prefix: what stands before every path. slot_folder: where requests
     may save prompt caches, weights_folder and adapters_folder: where those lie that may be loaded while it
     runs; None: nowhere. runs_folder: of the runs that the pages show. data_folder: where conversations are
-    kept; None: in memory, until the server ends.
+    kept; None: in memory, until the server ends. explains: answers show what the model read and how it was
+    drawn, where a request does not say.
     """
 
     host: str = "127.0.0.1"
@@ -46,3 +47,4 @@ class ServeSettings:
     runs_folder: Path | None = None
     data_folder: Path | None = None
     shows_pages: bool = True
+    explains: bool = False

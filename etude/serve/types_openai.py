@@ -181,7 +181,7 @@ class NamedTool(Body):
 class Answering(Sampling):
     """What both kinds of completions take. logprobs_mode: raw_logprobs are the model's own,
     processed_logprobs those of the distribution that was sampled from. return_token_ids and the two after it
-    are vLLM's."""
+    are vLLM's. verbose: llama.cpp's word for what helps to find out why; null is as the server was started."""
 
     n: Annotated[int, Field(ge=1, le=2**16)] | None = None
     n_cmpl: Annotated[int, Field(ge=1, le=2**16)] | None = None
@@ -194,6 +194,7 @@ class Answering(Sampling):
     prompt_logprobs: Annotated[int, Field(ge=0, le=2**16)] | bool | None = None
     timings_per_token: bool | None = None
     cache_prompt: bool | None = None
+    verbose: bool | None = None
     user: str | None = None
 
 
@@ -216,7 +217,6 @@ class ChatRequest(Answering):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     return_progress: bool | None = None
-    verbose: bool | None = None
 
 
 class CompletionRequest(Answering):

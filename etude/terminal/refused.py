@@ -153,8 +153,8 @@ TEXT = (
     Refusal(("--log-disable",), _LOG, (), ("",)),
     Refusal(("--log-file", "--log-jsonl", "--log-colors", "--log-prefix", "--log-timestamps",
             "--log-prompts-dir",
-             "-v", "--verbose", "--log-verbose", "-lv", "--verbosity", "--log-verbosity"), _LOG,
-            ("LLAMA_ARG_LOG_*",)),
+             "-lv", "--verbosity", "--log-verbosity"), _LOG, ("LLAMA_ARG_LOG_*",)),
+    Refusal(("-v", "--verbose", "--log-verbose"), _LOG),
     Refusal(("--no-log-jsonl", "--no-log-prefix", "--no-log-timestamps"), _LOG, (), ("",)),
 )  # fmt: skip
 

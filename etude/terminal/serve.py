@@ -208,6 +208,7 @@ def settings_of(options: Options) -> ServeSettings:
         runs_folder=None if options["runs"] is None else folder(options, "runs"),
         data_folder=kept_in(options),
         shows_pages=options["ui"],
+        explains=options["verbose"],
         weights_folder=None if options["weights_dir"] is None else folder(options, "weights_dir"),
         adapters_folder=None if options["lora_dir"] is None else folder(options, "lora_dir"),
     )

@@ -110,6 +110,8 @@ ROUTES = Group(
              "an admin key", filled, "FOLDER"),
         Flag(("--lora-dir",), "lora_dir", "folder with LoRA adapters that a trainer may load by name, with "
              "an admin key", filled, "FOLDER"),
+        Flag(("-v", "--verbose", "--log-verbose"), "verbose", "answers say in `__verbose` what the model read "
+             "and how they were drawn, unless a request has `verbose` false", default=False),
         Flag(("--prefill-assistant",), "prefill_assistant", "continue an assistant's message at the end of a "
              "conversation (default: yes)", default=True, off=("--no-prefill-assistant",),
              env="LLAMA_ARG_PREFILL_ASSISTANT"),
@@ -139,7 +141,7 @@ _YES, _NO = ("", *TRUE_WORDS), ("", *FALSE_WORDS)
 _PAGES = "the pages are built in and cannot be set up from the command line"
 _AGENT = "the server runs no tools; a client does"
 REFUSED = (
-    *(each for each in refused.RUNNING if "-np" not in each.names),
+    *(each for each in refused.RUNNING if not {"-np", "-v"} & set(each.names)),
     Refusal(("-cb", "--cont-batching"), "requests always run together", ("LLAMA_ARG_CONT_BATCHING",), _YES),
     Refusal(("-nocb", "--no-cont-batching"), "requests always run together; use -np 1"),
     Refusal(("--cache-prompt",), "computed prompts are always kept", ("LLAMA_ARG_CACHE_PROMPT",), _YES),

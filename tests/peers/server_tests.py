@@ -159,12 +159,12 @@ NEEDS_MODEL = {
 }
 """Tests whose model is neither stories260K nor like it."""
 PAGES = "a prompt that was computed before is reused in pages of 32 tokens, not to the token"
-VERBOSE = "there is no --verbose; a request asks with `verbose` for the prompt"
 EXPLAINED = {
     "chat_completion::test_chat_completion_cached_tokens": PAGES,
     "chat_completion::test_chat_completion[None-Book-What is the best book-8-^ blue": "--chat-template takes "
     "a text without a { for a name, and there is none of that name",
-    "chat_completion::test_chat_template": VERBOSE,
+    "chat_completion::test_chat_template_assistant_prefill[prefill1": "parts of a message that is continued "
+    "stand in lines of their own, as those of all messages do; there an empty line is between them",
     "chat_completion::test_completion_with_response_format[response_format1": "a schema with items and no "
     "type also allows what is no array, as JSON Schema says",
     "compat_anthropic::test_anthropic_tool_result_with_image": "a picture is refused with 400, not with 500",

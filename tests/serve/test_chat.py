@@ -65,9 +65,27 @@ def test_a_stream_says_what_the_whole_answer_says(client: TestClient) -> None:
 
 
 def test_the_prompt_is_shown_if_asked_for(client: TestClient) -> None:
-    shown = chat(client, verbose=True)["__verbose"]
+    answer = chat(client, verbose=True, stop=["zzz"])
+    shown = answer["__verbose"]
     assert shown["prompt"] == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    assert shown["content"] == answer["choices"][0]["message"]["content"] and shown["stop_type"] == "limit"
+    assert shown["tokens_evaluated"] == answer["usage"]["prompt_tokens"] and shown["tokens_predicted"] == 12
+    assert shown["generation_settings"]["stop"] == ["zzz"] and shown["timings"]["predicted_n"] == 12
     assert "__verbose" not in chat(client)
+    *rest, last = stream(client, verbose=True)
+    assert last["__verbose"]["prompt"] == shown["prompt"] and not any("__verbose" in each for each in rest)
+
+
+def test_a_server_can_be_started_to_show_prompts(tiny: Path) -> None:
+    """--verbose: where requests do not say otherwise."""
+    with client_of(tiny, explains=True) as client:
+        assert chat(client)["__verbose"]["prompt"].endswith("assistant\n")
+        assert "__verbose" not in chat(client, verbose=False)
+        fields = {"prompt": "abc", "max_tokens": 3}
+        shown = client.post("/v1/completions", json=fields).json()["__verbose"]
+        assert shown["prompt"] == "abc" and shown["tokens_predicted"] == 3
+        *_, last = events(client.post("/v1/completions", json=fields | {"stream": True}).text)
+        assert last["__verbose"]["prompt"] == "abc"
 
 
 def test_usage_comes_last_and_only_if_asked_for(client: TestClient) -> None:

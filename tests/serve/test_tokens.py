@@ -180,6 +180,26 @@ def test_a_streamed_chat_has_ids_too(client: TestClient) -> None:
     assert chunks[-1]["weights_versions"] == [0]
 
 
+def test_processed_alternatives_are_those_that_could_be_drawn(client: TestClient) -> None:
+    """The token and its alternatives are of one distribution, here of two tokens."""
+    narrow = {
+        "temperature": 0.7,
+        "top_k": 2,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "logprobs_mode": "processed_logprobs",
+    }
+    [chat] = ask(client, CHAT, HELLO | narrow | {"logprobs": True, "top_logprobs": 4})["choices"]
+    for entry in chat["logprobs"]["content"]:
+        top = {each["id"]: each["logprob"] for each in entry["top_logprobs"]}
+        assert len(top) == 2 and sum(map(math.exp, top.values())) == pytest.approx(1, abs=1e-4)
+        assert top[entry["id"]] == pytest.approx(entry["logprob"], abs=1e-4)
+    text = {"prompt": IDS, "max_tokens": 5, "seed": 3, "logprobs": 4} | narrow
+    [choice] = ask(client, "/v1/completions", text)["choices"]
+    for top in choice["logprobs"]["top_logprobs"]:
+        assert len(top) <= 2 and sum(map(math.exp, top.values())) == pytest.approx(1, abs=1e-4)
+
+
 def test_tokens_named_by_id_and_both_kinds_of_logprobs(client: TestClient) -> None:
     cold = {"temperature": 0.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     fields = HELLO | cold | {"logprobs": True, "top_logprobs": 2, "return_tokens_as_token_ids": True}
