@@ -18,11 +18,11 @@ from starlette.routing import Route
 from etude.serve.chat import ChatWork, answer_chat, count_prompt
 from etude.serve.errors import ApiError
 from etude.serve.generation import Delta, Generation
-from etude.serve.openai_json import new_item_id
+from etude.serve.openai_json import logprobs_of, new_item_id, token_entries
 from etude.serve.operations import Operation
-from etude.serve.response_items import Items
+from etude.serve.response_items import Items, TextTokens
 from etude.serve.responses_request import chat_request
-from etude.serve.segments import Segments, n_thought
+from etude.serve.segments import Segments, Step, n_thought
 from etude.serve.server import server_of
 from etude.serve.sse import JsonResponse, event
 from etude.serve.types_openai import ChatRequest
@@ -51,6 +51,8 @@ class ResponseAnswer:
 
     def __init__(self, asked: ResponsesRequest, work: ChatWork, generation: Generation) -> None:
         self._asked = asked
+        self._work = work
+        self._tokens = None if work.n_top is None else TextTokens()
         self._generation = generation
         self._parser = work.parser(generation.model)
         self._segments = Segments()
@@ -96,16 +98,31 @@ class ResponseAnswer:
             timings = {"timings": reading.timings()} if timed else {}
             told = {"prompt_progress": reading.progress(), **timings}
             yield {"type": "response.in_progress", "response": self.response, **told}
-        ended = delta.finish is not None
-        part = self._parser.push(delta.text, ended=ended)
         is_cut = delta.finish not in (None, "eos", "stop")
-        for step in self._segments.push(part.deltas, ended=ended):
+        for step in self._steps(delta):
             is_last = step.segment is self._segments.all[-1]
-            for each in self._items.events(step, is_cut=is_cut and is_last):
+            writes = self._tokens is not None and step.what == "add" and step.segment.kind == "text"
+            logprobs = self._tokens.wrote(step.text) if writes and self._tokens is not None else ()
+            for each in self._items.events(step, is_cut=is_cut and is_last, logprobs=logprobs):
                 shows = timed and each["type"].endswith(".delta")
                 yield {**each, "timings": self._generation.timings()} if shows else each
-        if ended:
+        if delta.finish is not None:
             self._end(delta, is_cut)
+
+    def _steps(self, delta: Delta) -> Iterator[Step]:
+        """How the reply grows by a delta; where logprobs are asked for token by token."""
+        text, ended = delta.text, delta.finish is not None
+        if self._tokens is not None:
+            tokenizer, logprobs = (
+                self._generation.model.engine.tokenizer,
+                logprobs_of(self._work.asked, delta),
+            )
+            entries = token_entries(tokenizer, delta.token_ids, logprobs, delta.top_logprobs)
+            for piece, entry in zip(delta.pieces, entries, strict=True):
+                self._tokens.take(entry)
+                yield from self._segments.push(self._parser.push(piece).deltas)
+            text = text[sum(map(len, delta.pieces)) :]
+        yield from self._segments.push(self._parser.push(text, ended=ended).deltas, ended=ended)
 
     def _end(self, delta: Delta, is_cut: bool) -> None:
         """Why it ended, and what it cost."""
@@ -158,6 +175,7 @@ def _opening(asked: ResponsesRequest, chat: ChatRequest, generation: Generation)
         "tools": [
             {"type": "function", "strict": None, **tool.function.model_dump()} for tool in chat.tools or ()
         ],
+        "top_logprobs": chat.top_logprobs or 0,
         "top_p": request.params.top_p,
         "truncation": "disabled",
         "usage": None,

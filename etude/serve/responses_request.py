@@ -55,8 +55,8 @@ def chat_request(asked: ResponseConversation) -> ChatRequest:
         "chat_template_kwargs": asked.chat_template_kwargs,
     }
     if isinstance(asked, ResponsesRequest):
-        if LOGPROBS in (asked.include or ()):
-            raise ApiError(400, f"include: {LOGPROBS} are given by /v1/chat/completions", param="include")
+        if asked.top_logprobs or LOGPROBS in (asked.include or ()):
+            fields |= {"logprobs": True, "top_logprobs": asked.top_logprobs or 0}
         fields |= {name: getattr(asked, name) for name in (*Sampling.model_fields, *SAME)}
         fields["max_tokens"] = asked.max_output_tokens
     return ChatRequest.model_construct(**fields)

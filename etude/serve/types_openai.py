@@ -181,7 +181,8 @@ class NamedTool(Body):
 class Answering(Sampling):
     """What both kinds of completions take. logprobs_mode: raw_logprobs are the model's own,
     processed_logprobs those of the distribution that was sampled from. return_token_ids and the two after it
-    are vLLM's. verbose: llama.cpp's word for what helps to find out why; null is as the server was started."""
+    are vLLM's. verbose: llama.cpp's word for what helps to find out why, null is as
+    the server was started."""
 
     n: Annotated[int, Field(ge=1, le=2**16)] | None = None
     n_cmpl: Annotated[int, Field(ge=1, le=2**16)] | None = None

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from etude.serve.types_openai import Body, Sampling, StreamOptions
+from etude.serve.types_openai import MAX_LOGPROBS, Body, Sampling, StreamOptions
 
 TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text", "refusal")
 ITEMS = ("message", "function_call", "function_call_output", "reasoning")
@@ -167,7 +167,6 @@ NOT_STORED = _only(
 )
 NOT_AWAY = _only((None, False), "an answer comes while its client waits for it")
 NO_PROMPTS = _only((None,), "this server keeps no prompts; use instructions and input")
-NO_LOGPROBS = _only((None, 0), "/v1/chat/completions gives logprobs, this route does not")
 
 
 class ResponseConversation(Body):
@@ -192,7 +191,8 @@ class InputTokensRequest(ResponseConversation):
 
 
 class ResponsesRequest(ResponseConversation, Sampling):
-    """POST /v1/responses."""
+    """POST /v1/responses. include: what is not known is passed over. top_logprobs: alternatives per token;
+    with any, logprobs of the text are given whether or not `include` names them."""
 
     max_output_tokens: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     stream: bool | None = None
@@ -201,7 +201,7 @@ class ResponsesRequest(ResponseConversation, Sampling):
     background: Annotated[Literal[False] | None, NOT_AWAY] = None
     prompt: Annotated[None, NO_PROMPTS] = None
     include: list[str] | None = None
-    top_logprobs: Annotated[Literal[0] | None, NO_LOGPROBS] = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     metadata: dict[str, str] | None = None
     user: str | None = None
     timings_per_token: bool | None = None

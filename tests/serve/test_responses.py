@@ -85,7 +85,10 @@ def items_of(events: list[Any]) -> list[Any]:
             assert event["part"]["type"] == PARTS[items[-1]["type"]] and event["part"]["text"] == ""
             items[-1]["content"].append(event["part"])
         elif kind in ("output_text.delta", "reasoning_text.delta"):
-            items[-1]["content"][event["content_index"]]["text"] += event["delta"]
+            part = items[-1]["content"][event["content_index"]]
+            part["text"] += event["delta"]
+            if kind == "output_text.delta":
+                part["logprobs"] = part["logprobs"] + event["logprobs"]
         elif kind in ("output_text.done", "reasoning_text.done"):
             assert items[-1]["content"][event["content_index"]]["text"] == event["text"]
         elif kind == "content_part.done":
@@ -174,6 +177,35 @@ def test_thoughts_are_items_of_their_own(thinks: TestClient) -> None:
         "content_part.done", "output_item.done", "output_item.added", "content_part.added",
     ]  # fmt: skip
     assert shown(items_of(events)) == shown(response["output"])
+
+
+def test_logprobs_are_those_of_the_tokens_of_the_text(client: TestClient, thinks: TestClient) -> None:
+    """Neither thoughts nor the tags around them are text. A chat gives those of all tokens."""
+    asked = {"messages": [{"role": "user", "content": HELLO["input"]}], "seed": HELLO["seed"]}
+    for each, n_text, fields in ((client, 12, {}), (thinks, 24, {"reasoning_budget_tokens": 5})):
+        n_tokens = 12 if each is client else 30
+        wanted = {"top_logprobs": 2, "max_output_tokens": n_tokens, **fields}
+        response = ask(each, **wanted)
+        part = response["output"][-1]["content"][0]
+        chat = asked | fields | {"max_tokens": n_tokens, "logprobs": True, "top_logprobs": 2}
+        [choice] = each.post("/v1/chat/completions", json=chat).json()["choices"]
+        every = choice["logprobs"]["content"]
+        assert part["logprobs"] == every[-n_text:] and response["top_logprobs"] == 2
+        assert all(len(entry["top_logprobs"]) == 2 for entry in part["logprobs"])
+        written = b"".join(bytes(entry["bytes"]) for entry in part["logprobs"])
+        assert written.decode("utf-8", "replace") == part["text"]
+        events = stream(each, **wanted)
+        assert shown(items_of(events)) == shown(response["output"])
+        [done] = [event for event in events if event["type"] == "response.output_text.done"]
+        assert done["logprobs"] == part["logprobs"]
+
+
+def test_logprobs_can_be_included_without_alternatives(client: TestClient) -> None:
+    [item] = ask(client, include=["message.output_text.logprobs"])["output"]
+    entries = item["content"][0]["logprobs"]
+    assert len(entries) == 12 and all(entry["top_logprobs"] == [] for entry in entries)
+    [item] = ask(client, top_logprobs=0)["output"]
+    assert item["content"][0]["logprobs"] == []
 
 
 @pytest.mark.parametrize(
@@ -287,8 +319,7 @@ def test_timings_and_progress_as_llama_cpp_gives_them(client: TestClient) -> Non
         ({"background": True}, "background", "while its client waits"),
         ({"truncation": "auto"}, "truncation", "refused, not cut"),
         ({"prompt": {"id": "x"}}, "prompt", "keeps no prompts"),
-        ({"top_logprobs": 3}, "top_logprobs", "/v1/chat/completions"),
-        ({"include": ["message.output_text.logprobs"]}, "include", "/v1/chat/completions"),
+        ({"top_logprobs": 21}, "top_logprobs", "20"),
         ({"tool_choice": "required"}, "tool_choice", "no functions"),
         ({"tools": [{"type": "function"}]}, "tools[0].name", "required"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema", "required"),
@@ -343,6 +374,21 @@ def test_create_and_stream(package: openai.OpenAI) -> None:
     assert text == response.output_text == events[-1].response.output_text
     tokens = package.responses.input_tokens.count(model="x", input="hi")
     assert tokens.input_tokens == response.usage.input_tokens
+
+
+def test_logprobs_as_the_package_reads_them(package: openai.OpenAI) -> None:
+    fields: dict[str, Any] = {
+        "model": "x", "input": "hello", "max_output_tokens": 5, "top_logprobs": 3,
+        "include": ["message.output_text.logprobs"],
+    }  # fmt: skip
+    events = list(package.responses.create(**fields, extra_body={"seed": 3}, stream=True))
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
+    message = events[-1].response.output[0]
+    assert message.type == "message" and message.content[0].type == "output_text"
+    entries = message.content[0].logprobs
+    assert entries is not None and len(entries) == 5
+    assert [each.logprob for delta in deltas for each in delta.logprobs] == [each.logprob for each in entries]
+    assert all(each.logprob <= 0 and len(each.top_logprobs) == 3 for each in entries)
 
 
 def test_the_stream_of_the_package_and_a_call(package: openai.OpenAI) -> None:
