@@ -17,6 +17,7 @@ from etude.serve.openai_json import fingerprint
 from etude.serve.operations import Operation
 from etude.serve.server import Server, server_of
 from etude.serve.sse import JsonResponse
+from etude.serve.status import meta
 
 
 async def props(request: HttpRequest) -> Response:
@@ -36,6 +37,7 @@ async def props(request: HttpRequest) -> Response:
 def remember(server: Server, model: ServedModel) -> None:
     """A model goes to sleep."""
     server.known_props[model.name] = properties(server, model)
+    server.known_meta[model.name] = meta(model)
 
 
 def properties(server: Server, model: ServedModel) -> dict[str, Any]:

@@ -67,6 +67,7 @@ class Server:
         self.runs = None if settings.runs_folder is None else RunStore(settings.runs_folder)
         self.active: dict[int, Generation] = {}
         self.known_props: dict[str, dict[str, Any]] = {}  # by model: what is said of it while it sleeps
+        self.known_meta: dict[str, dict[str, Any]] = {}  # the same in the list of models
         self.slots: dict[str, SlotTable] = {}  # by model
         self._serials = itertools.count()
         self._n_running = 0

@@ -17,6 +17,9 @@ from etude.serve.operations import Operation
 from etude.serve.server import Server, server_of
 from etude.serve.sse import JsonResponse
 
+SENTENCEPIECE, BPE = 1, 2
+"""llama.cpp's numbers of kinds of vocabularies."""
+
 
 async def health(request: Request) -> Response:
     """Open to everybody. A model that is not loaded is loaded by the first request that needs it; only the
@@ -28,7 +31,7 @@ async def health(request: Request) -> Response:
 
 async def models(request: Request) -> Response:
     """OpenAI's list, with llama.cpp's and vLLM's additions; what is known of loaded models only is absent for
-    others."""
+    those that never were."""
     server = server_of(request)
     data = [model_json(server, spec) for spec in server.pool.specs]
     data += [adapter_json(served, name) for served in server.pool.all_loaded for name in served.adapters]
@@ -63,6 +66,8 @@ def model_json(server: Server, spec: ModelSpec) -> dict[str, Any]:
     }
     if served is not None:
         entry |= {"max_model_len": served.engine.context, "meta": meta(served)}
+    elif spec.name in server.known_meta:
+        entry["meta"] = server.known_meta[spec.name]
     return entry
 
 
@@ -83,6 +88,9 @@ def meta(model: ServedModel) -> dict[str, Any]:
     """llama.cpp's facts of a model."""
     engine = model.engine
     return {
+        "vocab_type": SENTENCEPIECE
+        if engine.tokenizer.metadata.get("tokenizer.ggml.model") == "llama"
+        else BPE,
         "n_vocab": engine.tokenizer.n_vocab,
         "n_ctx": engine.context,
         "n_ctx_train": engine.config.context_length,

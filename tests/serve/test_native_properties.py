@@ -32,3 +32,19 @@ def test_nothing_can_be_changed(client: TestClient, tiny: Path) -> None:
     assert answer.status_code == 501 and answer.json()["error"]["type"] == "not_supported_error"
     with client_of(tiny, changes_props=True) as other:
         assert other.post("/props", json={}).json() == {"success": True}
+
+
+def test_a_model_that_sleeps_is_known(tiny: Path) -> None:
+    with client_of(tiny) as client:
+        pool = client.app.state.server.pool  # type: ignore[attr-defined]
+        [before] = client.get("/v1/models").json()["data"]
+        assert "meta" not in before  # it was never loaded
+        assert not client.get("/props").json()["is_sleeping"]
+        [awake] = client.get("/v1/models").json()["data"]
+        assert awake["meta"]["n_ctx"] == CONTEXT and awake["meta"]["vocab_type"] == 2
+        pool.idle_s = 0
+        assert client.portal is not None
+        client.portal.call(pool.unload_idle)
+        assert client.get("/props").json()["is_sleeping"]
+        [asleep] = client.get("/v1/models").json()["data"]
+        assert asleep["status"] == {"value": "unloaded"} and asleep["meta"] == awake["meta"]
