@@ -416,6 +416,12 @@ class EngineCore:
                 sequence.renew(version)
         apply()
 
+    def forget_prefixes(self) -> None:
+        """Nothing cached is used any more. EtudeError while requests run."""
+        if self._groups:
+            raise EtudeError(f"{len(self._groups)} requests are running: finish them first, or abort them")
+        self.cache.drop_prefixes()
+
     def add_adapter(self, name: str, native: Adapter, version: int | None = None) -> None:
         """Make an adapter known, in place of one of the same name: new requests get the new one."""
         self.adapters[name] = LoadedAdapter(native, next(self._uids), version)

@@ -410,6 +410,16 @@ class Engine:
         ids = np.array(ids_of(self.tokenizer, self.chat, prompt), np.int32)
         return self._driver.between_steps(lambda: drop_prefix(self._core, ids))
 
+    def release_cache(self) -> None:
+        """Forget all cached prompts and give their memory back, until sequences need it again: for a trainer,
+        between sampling and an update. EtudeError while requests run."""
+
+        def release() -> None:
+            self._core.forget_prefixes()
+            self._pages.release()
+
+        self._driver.between_steps(release)
+
 
 def _collect(event: Event, results: dict[tuple[int, int], Completion]) -> None:
     """Keep what has ended."""

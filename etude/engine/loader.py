@@ -225,6 +225,7 @@ class NativePages:
         self.copy_page = cache.copy_page
         self.export_page = cache.export_page
         self.import_page = cache.import_page
+        self.release = cache.release
 
     def shift(self, src_pages: Pages, dst_pages: Pages, length: int, keep: int, discard: int) -> None:
         """See `_native.Cache.shift`."""

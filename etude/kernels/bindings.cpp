@@ -102,6 +102,7 @@ void bind_cache(nb::module_& m) {
           },
           "model"_a, "page_tokens"_a, "type_k"_a, "type_v"_a)
       .def("copy_page", &Cache::copy_page, "src"_a, "dst"_a)
+      .def("release", &Cache::release)
       .def(
           "export_page",
           [](Cache& self, int page) {

@@ -30,6 +30,7 @@ class Cache {
   // Stores one token's K and V (head_dim each, f32, already rotated) at `slot` of a page.
   void write(int id, int layer, int head, int slot, const float* k, const float* v);
   void copy_page(int src, int dst);
+  void release() { memory_.release(); }  // forget all pages' contents, and give their memory back
   // Context shift: tokens [0, keep) stay, [keep + discard, length) move down by `discard` with K rotated back.
   void shift(const ModelShape& shape, const int32_t* src_pages, const int32_t* dst_pages, int length, int keep, int discard);
 

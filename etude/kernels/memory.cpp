@@ -101,6 +101,12 @@ Memory::Memory(size_t bytes) : bytes_(bytes) {
   data_ = is_large(bytes) ? map(bytes) : slabs().take(round_up(bytes, line));
 }
 
+void Memory::release() {
+#if defined(__linux__)
+  if (data_ && is_large(bytes_)) madvise(data_, bytes_, MADV_DONTNEED);
+#endif
+}
+
 Memory::~Memory() {
   if (!data_) return;
   if (is_large(bytes_)) unmap(data_, bytes_);

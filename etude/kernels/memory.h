@@ -23,6 +23,7 @@ class Memory {
   }
   template <class T = uint8_t> T* as() const { return static_cast<T*>(data_); }
   size_t bytes() const { return bytes_; }
+  void release();  // what it holds is lost, and its pages are the system's until they are written again
 
  private:
   void* data_ = nullptr;

@@ -25,6 +25,8 @@ Axes: M chosen rows, N rows of a chunk, D width of the model, V vocabulary.
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -44,6 +46,32 @@ KEEP_BYTES = 256 << 20
 """Most that one call keeps for its backward."""
 SHIFT_COLUMNS = 32
 """Columns of ones beside a bf16 matrix: three are used, and rows stay aligned to 64 bytes."""
+
+
+class _Room(threading.local):
+    """Memory for logits that the next call takes again, of each thread its own. Coming and going, blocks of a
+    hundred megabytes lie elsewhere each time, and each page of a new place costs a fault."""
+
+    def __init__(self) -> None:
+        self._flat: Tensor | None = None
+        self._taken: weakref.ref[Tensor] | None = None
+
+    def matrix(self, n_rows: int, weight_VD: Tensor) -> Tensor:
+        """(n_rows, V) in the dtype of the products, contents undefined; memory of its own while an earlier
+        one is still held, and on devices whose allocator keeps what is freed."""
+        n_vocab = len(weight_VD)
+        if weight_VD.device.type != "cpu" or (self._taken is not None and self._taken() is not None):
+            return weight_VD.new_empty((n_rows, n_vocab))
+        flat = self._flat
+        if flat is None or flat.dtype != weight_VD.dtype or len(flat) < n_rows * n_vocab:
+            self._flat = None  # freed before the larger one is there
+            flat = self._flat = weight_VD.new_empty(n_rows * n_vocab)
+        found_NV = flat[: n_rows * n_vocab].view(n_rows, n_vocab)
+        self._taken = weakref.ref(found_NV)
+        return found_NV
+
+
+_room = _Room()
 
 
 @dataclass(frozen=True)
@@ -222,7 +250,7 @@ class _Statistics(torch.autograd.Function):
             and n_rows <= request.block_rows()
             and not (head.softcap or request.reference)
         )
-        kept_MV = head.weight_VD.new_empty((n_rows, len(head.weight_VD))) if keeps else None
+        kept_MV = _room.matrix(n_rows, head.weight_VD) if keeps else None
         sums_M = out.new_empty(n_rows)
         peaks_M = None
         if request.native:
@@ -292,7 +320,7 @@ def _rows_natively(
             z_NV = kept_MV[rows]
         else:
             if room_NV is None:
-                room_NV = out.new_empty((rows.stop - rows.start, len(request.head.weight_VD)))
+                room_NV = _room.matrix(rows.stop - rows.start, request.head.weight_VD)
             z_NV = room_NV[: rows.stop - rows.start]
         request.head.logits_into(hidden_MD[rows], z_NV)
         found_3N = torch.from_numpy(_native.softmax_rows(z_NV.numpy(), torch.get_num_threads()))
@@ -316,7 +344,7 @@ def _gradient_natively(
     grad_N = grad_M[block] / request.head.temperature
     peaks_N, sums_N = sums[0][block], sums[1][block]
     if kept_MV is None:
-        z_NV = peaks_N.new_empty((len(grad_N), len(request.head.weight_VD)))
+        z_NV = _room.matrix(len(grad_N), request.head.weight_VD)
         request.head.logits_into(hidden_MD[block], z_NV)
     else:
         z_NV = kept_MV[block]

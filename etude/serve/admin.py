@@ -35,8 +35,8 @@ def admin_of(request: HttpRequest) -> Server:
 async def pause_route(request: HttpRequest) -> Response:
     """POST /pause: answered when nothing is drawn any more."""
     server = admin_of(request)
-    raw = await server.bodies.read(request)
-    asked = PauseRequest.model_validate_json(raw) if raw.strip() else PauseRequest()
+    async with server.bodies.reading(request) as raw:
+        asked = PauseRequest.model_validate_json(raw) if raw.strip() else PauseRequest()
     mode = PauseRequest.model_validate({"mode": request.query_params.get("mode")}).mode
     if mode is not None and asked.mode not in (None, mode):
         raise ApiError(400, f"mode is {asked.mode!r} in the body and {mode!r} in the address", param="mode")

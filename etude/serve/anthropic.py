@@ -10,6 +10,7 @@ checked when they come back.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
@@ -36,7 +37,7 @@ async def messages(request: HttpRequest) -> Response:
     server = server_of(request)
     asked = await server.body(request, MessagesRequest)
     hidden = asked.thinking is not None and asked.thinking.display == "omitted"
-    work = ChatWork(chat_request(asked))
+    work = ChatWork(await asyncio.to_thread(chat_request, asked))
     return await answer_chat(
         request, server, work, lambda work, generation: MessageAnswer(work, generation, hidden)
     )
@@ -45,7 +46,8 @@ async def messages(request: HttpRequest) -> Response:
 async def count_tokens(request: HttpRequest) -> Response:
     """How many tokens the conversation has, with everything that the template adds."""
     server = server_of(request)
-    work = ChatWork(chat_request(await server.body(request, CountTokensRequest)))
+    asked = await server.body(request, CountTokensRequest)
+    work = ChatWork(await asyncio.to_thread(chat_request, asked))
     return JsonResponse({"input_tokens": await count_prompt(server, work)})
 
 

@@ -7,6 +7,7 @@ response.incomplete where a limit ended it. Events are numbered. The response is
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -33,7 +34,7 @@ async def responses(request: HttpRequest) -> Response:
     """The handler."""
     server = server_of(request)
     asked = await server.body(request, ResponsesRequest)
-    work = ChatWork(chat_request(asked))
+    work = ChatWork(await asyncio.to_thread(chat_request, asked))
     return await answer_chat(
         request, server, work, lambda work, generation: ResponseAnswer(asked, work, generation)
     )
@@ -42,7 +43,8 @@ async def responses(request: HttpRequest) -> Response:
 async def input_tokens(request: HttpRequest) -> Response:
     """How many tokens the conversation has, with everything that the template adds."""
     server = server_of(request)
-    work = ChatWork(chat_request(await server.body(request, InputTokensRequest)))
+    asked = await server.body(request, InputTokensRequest)
+    work = ChatWork(await asyncio.to_thread(chat_request, asked))
     return JsonResponse({"object": "response.input_tokens", "input_tokens": await count_prompt(server, work)})
 
 

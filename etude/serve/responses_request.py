@@ -66,40 +66,43 @@ def _messages(asked: ResponseConversation) -> list[ChatMessage]:
     messages = [ChatMessage(role="system", content=asked.instructions)] if asked.instructions else []
     if isinstance(asked.input, str):
         return [*messages, ChatMessage(role="user", content=asked.input)]
+    said: list[Item] = []  # by the assistant, one after another
     for item in asked.input:
-        _add(messages, item)
-    return messages
+        if isinstance(item, FunctionOutputItem):
+            messages += _said(said)
+            messages.append(ChatMessage(role="tool", tool_call_id=item.call_id, content=_text(item.output)))
+        elif isinstance(item, MessageItem) and item.role != "assistant":
+            messages += _said(said)
+            messages.append(ChatMessage(role=item.role, content=_text(item.content)))
+        else:
+            if said and isinstance(item, ReasoningItem) and not isinstance(said[-1], ReasoningItem):
+                messages += _said(said)  # thoughts after something else are those of a new message
+            said.append(item)
+    return messages + _said(said)
 
 
-def _add(messages: list[ChatMessage], item: Item) -> None:
-    """Take an item; the assistant's go into its message, if that is the last."""
-    if isinstance(item, FunctionOutputItem):
-        messages.append(ChatMessage(role="tool", tool_call_id=item.call_id, content=_text(item.output)))
-    elif isinstance(item, MessageItem) and item.role != "assistant":
-        messages.append(ChatMessage(role=item.role, content=_text(item.content)))
-    else:
-        if not messages or messages[-1].role != "assistant" or _begins(messages[-1], item):
-            messages.append(ChatMessage(role="assistant", content=""))
-        _add_to(messages[-1], item)
-
-
-def _begins(message: ChatMessage, item: Item) -> bool:
-    """Thoughts after something else are those of a new message."""
-    return isinstance(item, ReasoningItem) and bool(message.content or message.tool_calls)
-
-
-def _add_to(message: ChatMessage, item: Item) -> None:
-    """What the assistant thought, said or called."""
-    if isinstance(item, ReasoningItem):
-        thought = _text(item.content or item.summary or [])
-        known = message.reasoning_content
-        message.reasoning_content = f"{known}\n{thought}" if known and thought else thought or known
-    elif isinstance(item, FunctionCallItem):
-        call = ToolCall(id=item.call_id, function=FunctionCall(name=item.name, arguments=item.arguments))
-        message.tool_calls = [*(message.tool_calls or ()), call]
-    elif isinstance(item, MessageItem):
-        text = _text(item.content)
-        message.content = f"{message.content}\n{text}" if message.content else text
+def _said(items: list[Item]) -> list[ChatMessage]:
+    """One message of what the assistant thought, said and called; the items are taken."""
+    if not items:
+        return []
+    thoughts = [
+        _text(item.content or item.summary or []) for item in items if isinstance(item, ReasoningItem)
+    ]
+    texts = [_text(item.content) for item in items if isinstance(item, MessageItem)]
+    calls = [
+        ToolCall(id=item.call_id, function=FunctionCall(name=item.name, arguments=item.arguments))
+        for item in items
+        if isinstance(item, FunctionCallItem)
+    ]
+    items.clear()
+    return [
+        ChatMessage(
+            role="assistant",
+            content="\n".join(filter(None, texts)),
+            reasoning_content="\n".join(filter(None, thoughts)) or None,
+            tool_calls=calls or None,
+        )
+    ]
 
 
 def _text(content: str | Sequence[Part]) -> str:

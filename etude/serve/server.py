@@ -19,7 +19,7 @@ from starlette.requests import Request as HttpRequest
 
 from etude.records import Request
 from etude.serve.assets import Site
-from etude.serve.bodies import Bodies
+from etude.serve.bodies import COUNTED, MAX_CONTAINERS, Bodies, check_amount
 from etude.serve.conversation_file import ConversationFile
 from etude.serve.errors import ApiError
 from etude.serve.generation import Generation
@@ -84,8 +84,12 @@ class Server:
             self.conversations.close()
 
     async def body(self, request: HttpRequest, kind: type[Body]) -> Body:
-        """The request's JSON, checked. ApiError of bodies.py, or ValidationError."""
-        return kind.model_validate_json(await self.bodies.read(request))
+        """The request's JSON, checked; if it is large, in a thread. ApiError of bodies.py, or
+        ValidationError."""
+        async with self.bodies.reading(request) as raw:
+            if len(raw) <= COUNTED:
+                return kind.model_validate_json(raw)
+            return await asyncio.to_thread(_checked, raw, kind)
 
     @asynccontextmanager
     async def model(self, name: str | None) -> AsyncIterator[ServedModel]:
@@ -187,6 +191,12 @@ class Server:
             totals.longest = max(totals.longest, n_prompt + writing.n_tokens)
         took_s = time.perf_counter() - generation.started_s
         self._mean_s += RECENT * (took_s - self._mean_s)
+
+
+def _checked(raw: bytes, kind: type[Body]) -> Body:
+    """A large body."""
+    check_amount(raw, getattr(kind, "max_containers", MAX_CONTAINERS))
+    return kind.model_validate_json(raw)
 
 
 def server_of(request: HttpRequest) -> Server:

@@ -6,7 +6,7 @@ are kept as they come.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -16,6 +16,8 @@ MAX_TEXT = 8 << 20
 MAX_ATTACHMENTS = 64
 MAX_TOKENS = 200_000
 MAX_MESSAGES = 20_000
+MAX_KEPT = 1_000_000
+"""Lists and objects of what was exported: tokens with their alternatives are many."""
 EXPORT = "etude-conversations"
 
 Title = Annotated[str, Field(max_length=500)]
@@ -39,6 +41,7 @@ class Attachment(Body):
 class MessageFields(Body):
     """What a message is made of, and what may be rewritten. tokens: as the page shows them, one by one."""
 
+    max_containers: ClassVar[int] = MAX_KEPT
     content: Text = ""
     reasoning: Text | None = None
     model: Name | None = None
@@ -98,6 +101,7 @@ class ExportedConversation(Body):
 class Export(Body):
     """The file of an export."""
 
+    max_containers: ClassVar[int] = MAX_KEPT
     format: Literal["etude-conversations"]
     version: Literal[1]
     conversations: list[ExportedConversation]

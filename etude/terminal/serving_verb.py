@@ -110,8 +110,8 @@ ROUTES = Group(
              "an admin key", filled, "FOLDER"),
         Flag(("--lora-dir",), "lora_dir", "folder with LoRA adapters that a trainer may load by name, with "
              "an admin key", filled, "FOLDER"),
-        Flag(("-v", "--verbose", "--log-verbose"), "verbose", "answers say in `__verbose` what the model read "
-             "and how they were drawn, unless a request has `verbose` false", default=False),
+        Flag(("-v", "--verbose", "--log-verbose"), "verbose", "answers say in `__verbose` what the model "
+             "read and how they were drawn, unless a request has `verbose` false", default=False),
         Flag(("--prefill-assistant",), "prefill_assistant", "continue an assistant's message at the end of a "
              "conversation (default: yes)", default=True, off=("--no-prefill-assistant",),
              env="LLAMA_ARG_PREFILL_ASSISTANT"),

@@ -87,6 +87,7 @@ def train(
             groups, n_drawn = draw_groups(source, objective, step, run.state["position"], adapter)
             drawn = [rollout for group in groups for rollout in group]
             run.state["position"] += n_drawn
+            engine.release_cache()
             clock.lap("sampling")
             mask_truncated = step > preset.mask_truncated_after * steps
             answers = answers_of(kept(groups, objective), source, objective, mask_truncated)

@@ -89,6 +89,7 @@ def train(
             # ── answers and their scores ──
             groups = source.draw(step, state["position"], source.prompts_per_step, adapter=adapter)
             state["position"] += source.prompts_per_step
+            engine.release_cache()
             drawn = [rollout for group in groups for rollout in group]
             judged = [rollout for rollout in drawn if rollout.score.failure is None]
             clock.lap("sampling")

@@ -19,6 +19,9 @@ HELD_OUT_AT_ONCE = 64
 class SamplingEngine(Engine, Sampler, Protocol):
     """An engine whose weights a learner changes."""
 
+    def release_cache(self) -> None:
+        """Give the memory of keys and values back: an update makes them useless."""
+
 
 Group = list[Rollout]
 """The answers to one prompt."""
