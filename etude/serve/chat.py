@@ -39,6 +39,7 @@ from etude.serve.prompts import (
     ChatPrompt,
     chat_prompt,
     chat_variables,
+    check_characters,
     check_length,
     continues_last,
     given_prompt,
@@ -99,7 +100,10 @@ class ChatWork:
         asked = self.asked
         if self._ids is not None:
             return given_prompt(model, self._ids)
-        messages, tools = prepared(model, messages_of(asked.messages), self.tools)
+        said = messages_of(asked.messages)
+        engine, n_said = model.engine, sum(len(message.content) for message in said)
+        check_characters(n_said, engine.tokenizer, engine.context, "messages")
+        messages, tools = prepared(model, said, self.tools)
         return chat_prompt(
             model,
             messages,

@@ -253,9 +253,14 @@ def check_size(text: str, tokenizer: Tokenizer, context: int, param: str) -> Non
     """ApiError 400 for a text of more characters than the context holds of whatever tokens: nobody waits
     until megabytes have been tokenized to hear that. Some tokenizers make fewer characters of a text
     first."""
-    if len(text) <= SHRINKS * context:
+    check_characters(len(text), tokenizer, context, param)
+
+
+def check_characters(n_characters: int, tokenizer: Tokenizer, context: int, param: str) -> None:
+    """The same of texts that are not put together yet."""
+    if n_characters <= SHRINKS * context:
         return
-    n_least = len(text) // (SHRINKS * longest_token(tokenizer))
+    n_least = n_characters // (SHRINKS * longest_token(tokenizer))
     if n_least > context:
         raise context_exceeded(n_least, context, param, least=True)
 

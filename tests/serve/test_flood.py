@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 import socket
 import threading
@@ -18,7 +19,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from etude.model import sandbox
+from etude.serve import bodies
 from etude.serve.bodies import AT_ONCE
+from etude.serve.errors import ApiError
 from tests.serve.live import Live, app_of, client_of, live_of, until
 from tests.terminal.tiny import CHATML, write_tiny
 
@@ -162,7 +165,8 @@ def test_a_body_that_does_not_come(tiny: Path) -> None:
         {"messages": [{"role": "user", "content": "\u6f22" * 500_000}]},
         {"tools": [{"type": "function", "function": {"name": "f" * 60_000}}] * 20},
         {"tools": [{"type": "function", "function": {"name": f"f{at}"}} for at in range(2000)]},
-        {"lora": [{"id": 0}] * 100_000},
+        {"lora": [{"id": 0}] * 90_000},
+        {"messages": [{"role": "tool", "content": "x" * 300}] * 90_000},
         {"messages": [{}] * 300_000},
         {"logit_bias": {str(at): "x" for at in range(100_000)}},
         {"json_schema": {"enum": [f"value {at}" for at in range(20_000)]}},
@@ -178,6 +182,73 @@ def test_requests_that_are_too_much(client: TestClient, fields: dict[str, Any]) 
     assert answer.status_code in (200, 400, 413), answer.text[:300]
     assert time.monotonic() - began < 60
     assert client.post(CHAT, json=HELLO).status_code == 200
+
+
+def amounts(text: str) -> tuple[int, int]:
+    """(lists and objects, commas) of JSON, character by character."""
+    containers = commas = 0
+    in_text = is_escaped = False
+    for character in text:
+        if is_escaped:
+            is_escaped = False
+        elif character == "\\":
+            is_escaped = True
+        elif character == '"':
+            in_text = not in_text
+        elif not in_text:
+            containers += character in "[{"
+            commas += character == ","
+    return containers, commas
+
+
+def random_json(draw: random.Random, depth: int = 0) -> Any:
+    """Texts full of what is counted outside of them."""
+    text = "".join(draw.choices('\\"[{,}a\u20ac', k=draw.randrange(9)))
+    kind = draw.random() if depth < 5 else 0
+    if kind < 0.4:
+        return text
+    inner = [random_json(draw, depth + 1) for _ in range(draw.randrange(5))]
+    return inner if kind < 0.7 else {f"{text}{at}": each for at, each in enumerate(inner)}
+
+
+def test_what_a_body_holds_is_counted_whatever_its_texts_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(1)
+    for _ in range(500):
+        monkeypatch.setattr(bodies, "PIECE", draw.choice([1, 2, 3, 5, 50]))
+        text = json.dumps(random_json(draw), ensure_ascii=False)
+        containers, commas = amounts(text)
+        monkeypatch.setattr(bodies, "MAX_VALUES", containers + commas)
+        bodies.check_amount(text.encode(), containers)
+        if containers:
+            with pytest.raises(ApiError):
+                bodies.check_amount(text.encode(), containers - 1)
+            monkeypatch.setattr(bodies, "MAX_VALUES", containers + commas - 1)
+            with pytest.raises(ApiError):
+                bodies.check_amount(text.encode(), containers)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"input": [[]] * 300_000}),
+        (PATH, {"prompt": [1.0] * 2_100_000}),
+        (CHAT, HELLO | {"lora": [{}] * 300_000}),
+        (CHAT, HELLO | {"unknown": [[]] * 300_000}),
+    ],
+    ids=["lists", "numbers", "objects", "what nobody reads"],
+)
+def test_bodies_that_hold_too_much(client: TestClient, path: str, body: dict[str, Any]) -> None:
+    """They would keep the server busy for seconds; they are not looked at."""
+    answer = client.post(path, json=body)
+    assert answer.status_code == 413 and "the body has more than" in answer.json()["error"]["message"]
+
+
+def test_an_export_may_hold_more(client: TestClient) -> None:
+    message = {"role": "user", "content": "x", "parent": None, "tokens": [{}] * 150_000}
+    client.base_url = "http://localhost"  # type: ignore[assignment]
+    made = client.post("/api/conversations", json={}).json()
+    answer = client.post(f"/api/conversations/{made['id']}/messages", json=message)
+    assert answer.status_code == 200, answer.text[:200]
 
 
 # ── templates ──
