@@ -2,8 +2,8 @@
 
     python bench/etude_step.py SETTINGS        (JSON of step_task.StepSettings; started by grpo_vs_trl.py)
 
-Everything is the default, run folder, metrics, stored rollouts and doctor included, but for: answers that are
-cut off stay in the loss for the whole run (TRL leaves none out), the questions keep their order, and a full
+Everything is the default, run folder, metrics, stored rollouts and doctor included, but for: micro-batches hold
+one group and not two (as fast here, and less memory), answers that are cut off stay in the loss for the whole run (TRL leaves none out), the questions keep their order, and a full
 fine-tune writes no checkpoint while it is timed (TRL writes none; by default saving costs at most a
 twentieth). A LoRA saves in every step, as is its default, and that is timed.
 """
@@ -20,7 +20,7 @@ from step_task import StepSettings, reward_of
 from workers import Channel
 
 from etude import grpo
-from etude.learner.local import ComputeSettings
+from etude.learner.local import AUTO, ComputeSettings
 from etude.learner.lora import LoraSettings
 from etude.records import Problem
 from etude.train.grpo_settings import GrpoSettings
@@ -29,6 +29,7 @@ from etude.train.settings import DataSettings, OptimizerSettings, RunSettings, S
 
 STEPS = 10_000
 """More than are ever run."""
+MICRO_BATCH_TOKENS = 640
 
 
 def reward(problem: Problem, answer: str) -> float:
@@ -60,7 +61,7 @@ def main() -> None:
         reward,
         on_step=lambda report: channel.say(**answer_of(report, run)),
         lora=LoraSettings(rank=16, alpha=32.0) if settings.lora else None,
-        compute=ComputeSettings(dtype=settings.dtype) if settings.dtype else ComputeSettings(),
+        compute=ComputeSettings(settings.dtype or AUTO, max_tokens=MICRO_BATCH_TOKENS),
         optimizer=OptimizerSettings(learning_rate=settings.learning_rate),
         grpo=GrpoSettings(mask_truncated_after=1.0),
         sampling=SamplingSettings(

@@ -170,6 +170,7 @@ class LocalLearner:
                 learnt = True
             clock.lap("seconds/backward")
             table.take(batch, found)
+            del found, value  # with all that the backward kept, before the next micro-batch is computed
         stepped = optimizer.step() if learnt else optimizer.idle()
         clock.lap("seconds/optimizer")
         metrics = Metrics(

@@ -79,7 +79,8 @@ class Operand:
 
     read() gives it in the compute dtype, (N, K); it is asked again in the backward instead of being stored.
     bias_N: in the compute dtype. rows: how many each map has. scales: for each map that of its low-rank pair,
-    scale * B A, or None. adds: weight gradients are added to `.grad` where there is one already.
+    scale * B A, or None. adds: weight gradients are added to `.grad` where there is one already. again:
+    computes the input once more, bit for bit, where that is cheap; then it is not kept for the backward.
     """
 
     read: Callable[[], Tensor]
@@ -87,6 +88,7 @@ class Operand:
     rows: tuple[int, ...]
     scales: tuple[float | None, ...]
     adds: bool
+    again: Callable[[], Tensor] | None = None
 
 
 class _Product(Function):
@@ -102,7 +104,7 @@ class _Product(Function):
             for outputs, ranks, b_nr in pairs.maps:
                 y_TN[:, outputs].addmm_(inner_TR[:, ranks], b_nr.T)
         ctx.operand, ctx.parameters = operand, parameters
-        keeps_x = any(ctx.needs_input_grad[2:])
+        keeps_x = any(ctx.needs_input_grad[2:]) and operand.again is None
         ctx.save_for_backward(x_TK if keeps_x else None, inner_TR)
         ctx.dtype = x_TK.dtype
         return y_TN
@@ -114,6 +116,8 @@ class _Product(Function):
         operand, parameters = ctx.operand, ctx.parameters
         g_TN = g_TN.to(ctx.dtype)
         dx_TK = g_TN @ operand.read() if ctx.needs_input_grad[0] else None
+        if operand.again is not None and any(ctx.needs_input_grad[2:]):
+            x_TK = operand.again()
         gradients: list[Tensor | None] = _matrix_gradients(ctx, g_TN, x_TK)
         pairs = _LowRank.of(operand, parameters, ctx.dtype)
         if pairs is not None:
@@ -392,12 +396,7 @@ class _Gated(Function):
     def forward(ctx: Any, gate_up_TN: Tensor, activation: str) -> Tensor:
         ctx.activation = activation
         ctx.save_for_backward(gate_up_TN)
-        n_tokens, n = gate_up_TN.shape
-        a_TF = gate_up_TN.new_empty((n_tokens, n // 2))
-        for rows in _cached_rows(gate_up_TN):
-            gate_RF, up_RF = gate_up_TN[rows].chunk(2, -1)
-            torch.mul(ACTIVATIONS[activation][0](gate_RF), up_RF, out=a_TF[rows])
-        return a_TF
+        return gated_values(gate_up_TN, activation)
 
     @staticmethod
     @once_differentiable
@@ -411,6 +410,16 @@ class _Gated(Function):
             torch.mul(forward(gate_RF), g_TF[rows], out=d_up)
             backward(g_TF[rows] * up_RF, gate_RF, d_gate)
         return d_TN, None
+
+
+def gated_values(gate_up_TN: Tensor, activation: str) -> Tensor:
+    """`gated`, without a gradient."""
+    n_tokens, n = gate_up_TN.shape
+    a_TF = gate_up_TN.new_empty((n_tokens, n // 2))
+    for rows in _cached_rows(gate_up_TN):
+        gate_RF, up_RF = gate_up_TN[rows].chunk(2, -1)
+        torch.mul(ACTIVATIONS[activation][0](gate_RF), up_RF, out=a_TF[rows])
+    return a_TF
 
 
 def _cached_rows(x_TN: Tensor) -> Iterator[slice]:

@@ -11,7 +11,7 @@ T tokens, K inputs, N outputs, r the rank of an adapter.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +22,13 @@ from etude.model.operators import Operand, product, stacked
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a forward computes: dtype of the products, adapters on or off, gradients added to those there."""
+    """How a forward computes: dtype of the products, adapters on or off, gradients added to those there;
+    remakes: inputs of products that are cheap to compute again are not kept for the backward."""
 
     dtype: torch.dtype
     adapters: bool
     adds: bool
+    remakes: bool
 
 
 class Adapter(nn.Module):
@@ -159,8 +161,8 @@ class Projection:
         """Give the memory of copies back."""
         self._made.clear()
 
-    def __call__(self, x_TK: Tensor, how: Arithmetic) -> Tensor:
-        """x W^T + b with the adapters, (T, N), in the dtype of x."""
+    def __call__(self, x_TK: Tensor, how: Arithmetic, again: Callable[[], Tensor] | None = None) -> Tensor:
+        """x W^T + b with the adapters, (T, N), in the dtype of x. again: computes x, see `Operand`."""
         linears, dtype, device = self.linears, x_TK.dtype, x_TK.device
         parameters: list[Tensor | None] = []
         for linear in linears:
@@ -173,6 +175,7 @@ class Projection:
             rows=tuple(linear.shape[0] for linear in linears),
             scales=tuple(None if linear.adapter is None else linear.adapter.scale for linear in linears),
             adds=how.adds,
+            again=again if how.remakes else None,
         )
         return product(x_TK, operand, parameters)
 

@@ -13,7 +13,7 @@ T packed tokens, D width of the model, E values of a head, N chosen rows, V voca
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from etude.model.gguf import GGUFFile
 from etude.model.heads import vocabulary_logits
 from etude.model.hf_tensors import hf_tensors, places_of
 from etude.model.names import LAYER_BIASES, Place, hf_name
-from etude.model.operators import HeadShape, embedding, gated, heads_of, rms_norm
+from etude.model.operators import HeadShape, embedding, gated, gated_values, heads_of, rms_norm
 from etude.model.projections import Adapter, Arithmetic, Linear, Projection, side_by_side
 from etude.model.pull import resolve
 from etude.model.rope import RopeTable, inv_freqs
@@ -66,6 +66,15 @@ class Norm(nn.Module):
 
     def forward(self, x_TD: Tensor, dtype: torch.dtype) -> Tensor:
         return rms_norm(x_TD, self.weight, self.offset, self.eps, dtype)
+
+    def again(self, x_TD: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
+        """Computes the same once more, without a gradient."""
+
+        def values() -> Tensor:
+            with torch.no_grad():
+                return self(x_TD.detach(), dtype)  # type: ignore[no-any-return]
+
+        return values
 
     def multiplier(self) -> Tensor:
         return self.weight + self.offset if self.offset else self.weight
@@ -125,20 +134,26 @@ class Layer(nn.Module):
     def forward(self, x_TD: Tensor, around: Surroundings, how: Arithmetic) -> Tensor:
         """The stream after this layer."""
         stream = x_TD.dtype
-        attended_TD = self._attention(self._norms["attn_norm"](x_TD, how.dtype), around, how)
+        attended_TD = self._attention(x_TD, around, how)
         if "post_attention_norm" in self._norms:
             attended_TD = self._norms["post_attention_norm"](attended_TD, stream)
         x_TD = x_TD + attended_TD
-        gate_up = self.gate_up(self._norms["ffn_norm"](x_TD, how.dtype), how)
-        fed_TD = self.down(gated(gate_up, self.activation), how)
+        norm = self._norms["ffn_norm"]
+        gate_up_TN = self.gate_up(norm(x_TD, how.dtype), how, norm.again(x_TD, how.dtype))
+        fed_TD = self.down(
+            gated(gate_up_TN, self.activation),
+            how,
+            again=lambda: gated_values(gate_up_TN.detach(), self.activation),
+        )
         if "post_ffw_norm" in self._norms:
             fed_TD = self._norms["post_ffw_norm"](fed_TD, stream)
         return x_TD + fed_TD
 
-    def _attention(self, h_TD: Tensor, around: Surroundings, how: Arithmetic) -> Tensor:
+    def _attention(self, x_TD: Tensor, around: Surroundings, how: Arithmetic) -> Tensor:
+        norm = self._norms["attn_norm"]
         q_norm, k_norm = self._norms.get("attn_q_norm"), self._norms.get("attn_k_norm")
         q, k, v = heads_of(
-            self.qkv(h_TD, how),
+            self.qkv(norm(x_TD, how.dtype), how, norm.again(x_TD, how.dtype)),
             around.cos_TF,
             around.sin_TF,
             self.shape,
@@ -233,7 +248,9 @@ class Transformer(nn.Module):
         checkpoint: keep only the stream between layers, and compute each layer again in the backward.
         compute_dtype: of the products (None: the stream's). adapters: False is the model without them.
         """
-        how = Arithmetic(compute_dtype or self.stream_dtype, adapters, self.adds_to_grad)
+        how = Arithmetic(
+            compute_dtype or self.stream_dtype, adapters, self.adds_to_grad, remakes=not checkpoint
+        )
         surroundings = self._surroundings(layout)
         x_TD = self._embedded(layout.token_ids_T, how)
         for layer in self.layers:
@@ -246,7 +263,9 @@ class Transformer(nn.Module):
 
     def logits(self, hidden_ND: Tensor, *, compute_dtype: torch.dtype | None = None) -> Tensor:
         """logits_NV of the chosen rows, softcap applied, in the stream's dtype."""
-        how = Arithmetic(compute_dtype or self.stream_dtype, adapters=False, adds=self.adds_to_grad)
+        how = Arithmetic(
+            compute_dtype or self.stream_dtype, adapters=False, adds=self.adds_to_grad, remakes=False
+        )
         return vocabulary_logits(hidden_ND, self._head, how, self.config.logit_softcap)
 
     def forget_copies(self) -> None:

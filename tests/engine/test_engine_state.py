@@ -294,6 +294,20 @@ def test_a_cached_prompt_can_be_erased(tiny: Engine) -> None:
     assert n_cached() == 0 and tiny.erase_cache([1]) == 0
 
 
+def test_the_cache_can_be_given_back(tiny: Engine) -> None:
+    """Its pages are empty then; nothing is found in them, and answers are the same. Not under a request."""
+    prompt = list(range(5, 5 + 3 * tiny.page_tokens + 1))
+    [[before]] = tiny.generate([prompt], max_tokens=8, seed=1)
+    tiny.release_cache()
+    [[after]] = tiny.generate([prompt], max_tokens=8, seed=1)
+    assert after.n_cached == 0 and (after.token_ids, after.logprobs) == (before.token_ids, before.logprobs)
+    events = tiny.stream(prompt, SamplingParams(max_tokens=64, ignore_eos=True))
+    next(events)
+    with pytest.raises(EtudeError, match="1 requests are running"):
+        tiny.release_cache()
+    assert isinstance(list(events)[-1].event, FinishedEvent)
+
+
 def test_a_watched_prompt_tells_how_far_it_is(tiny: Engine) -> None:
     """First what was cached, before anything is computed; then each step."""
     width = tiny.page_tokens

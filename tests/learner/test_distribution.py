@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from etude.learner import distribution
-from etude.learner.distribution import Head, Reference, statistics
+from etude.learner.distribution import Head, Reference, _Room, statistics
 from etude.model.projections import Linear
 
 M, D, V = 13, 16, 50
@@ -155,3 +155,22 @@ def test_extreme_logits_stay_finite() -> None:
         assert found.entropy is not None and found.entropy.tolist() == [0.0, 0.0]
         found.logprobs.sum().backward()
         assert hidden.grad is not None and hidden.grad.isfinite().all()
+
+
+def test_logits_of_two_calls_do_not_share_memory_while_both_are_kept() -> None:
+    """The second forward comes before the first backward; and memory that is free again is taken again."""
+    weight = torch.randn(50, 8, generator=torch.Generator().manual_seed(3))
+    head = Head(None, weight, 8, softcap=0.0, temperature=1.0)
+    targets = torch.arange(6)
+    hiddens = [torch.randn(6, 8, requires_grad=True) for _ in range(2)]
+    sums = [statistics(hidden, targets, head).logprobs.sum() for hidden in hiddens]
+    for hidden, total in zip(hiddens, sums, strict=True):
+        total.backward()
+        wanted = (torch.nn.functional.one_hot(targets, 50) - (hidden @ weight.T).softmax(-1)) @ weight
+        torch.testing.assert_close(hidden.grad, wanted)
+    room = _Room()
+    first = room.matrix(4, weight)
+    place = first.data_ptr()
+    assert room.matrix(4, weight).data_ptr() != place
+    del first
+    assert room.matrix(3, weight).data_ptr() == place
