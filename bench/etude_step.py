@@ -2,10 +2,11 @@
 
     python bench/etude_step.py SETTINGS        (JSON of step_task.StepSettings; started by grpo_vs_trl.py)
 
-Everything is the default, run folder, metrics, stored rollouts and doctor included, but for: micro-batches hold
-one group and not two (as fast here, and less memory), answers that are cut off stay in the loss for the whole run (TRL leaves none out), the questions keep their order, and a full
-fine-tune writes no checkpoint while it is timed (TRL writes none; by default saving costs at most a
-twentieth). A LoRA saves in every step, as is its default, and that is timed.
+Everything is the default, run folder, metrics, stored rollouts and doctor included, but for: micro-batches
+hold one group and not two (as fast here, and less memory), answers that are cut off stay in the loss for the
+whole run (TRL leaves none out), the questions keep their order, and a full fine-tune writes no checkpoint
+while it is timed (TRL writes none; by default saving costs at most a twentieth). A LoRA saves in every step,
+as is its default, and that is timed.
 """
 
 from __future__ import annotations
