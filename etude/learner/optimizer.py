@@ -209,8 +209,9 @@ class AdamW:
         """By "exp_avg/NAME", "exp_avg_sq/NAME" and "step/NAME"; empty before the first step."""
         return {
             f"{kind}/{name}": value
-            for name, moments in self._moments.items()
-            for kind, value in moments._asdict().items()
+            for name in self._parameters  # the order of a file, whichever was stepped first
+            if name in self._moments
+            for kind, value in self._moments[name]._asdict().items()
         }
 
     def load_state(self, state: Mapping[str, Tensor], *, step_index: int, n_skipped: int) -> None:
