@@ -24,7 +24,7 @@ NATIVE := CMakeLists.txt $(wildcard etude/kernels/*.cpp etude/kernels/*.h)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint web test-web test-browser test-peers test-server bench clean
+.PHONY: demo test lint web test-web test-browser chromium test-peers test-server bench clean
 
 demo: $(VENV)/.built
 	@$(BIN)/etude pull smollm2-135m >/dev/null
@@ -55,12 +55,14 @@ web: web/node_modules/.installed
 test-web: web/node_modules/.installed
 	cd web && npm run --silent check && npm test --silent && npm run --silent committed
 
-# Chromium is Debian's: where it is missing, and apt-get may be used, it is installed.
-test-browser: $(VENV)/.built web/node_modules/.installed
-	@command -v $${CHROMIUM:-chromium} >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } || \
-	  { echo "this test needs Chromium: install it, or name it in CHROMIUM" >&2; exit 1; }
+test-browser: $(VENV)/.built web/node_modules/.installed chromium
 	@$(BIN)/etude pull smollm2-135m >/dev/null
 	node --test --test-concurrency=1 $(ARGS) tests/browser/*.test.mjs
+
+# Chromium is Debian's: where it is missing, and apt-get may be used, it is installed.
+chromium:
+	@command -v $${CHROMIUM:-chromium} >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
+	  { echo "tests in a browser need Chromium: install it, or name it in CHROMIUM" >&2; exit 1; }
 
 bench: $(VENV)/.built
 	$(BIN)/python bench/engine_vs_llama_cpp.py $(ARGS)
