@@ -2,6 +2,7 @@
 // for each. What the page's policy stops, and whatever else reaches the console as an error, fails the test.
 //   MODEL=FILE        instead of the one that `etude pull smollm2-135m` fetched
 //   CHROMIUM=FILE     instead of the one on the PATH
+//   TIMEOUT_MS=N      how long a page may take for one thing (two minutes)
 //   SCREENSHOTS=DIR   keep a picture of each page that a test looks at (they are not part of the repository)
 import { execFileSync, spawn } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
@@ -13,7 +14,7 @@ import { fileURLToPath } from 'node:url';
 
 export const ROOT = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
 const { chromium } = createRequire(join(ROOT, 'web', 'package.json'))('playwright-core');
-const ETUDE = join(ROOT, '.venv', 'bin', 'etude');
+export const ETUDE = join(ROOT, '.venv', 'bin', 'etude');
 const STARTED_MS = 120_000;
 
 /** A port that is free now. */
@@ -32,9 +33,9 @@ export function modelPath() {
   return execFileSync(ETUDE, ['pull', 'smollm2-135m'], { encoding: 'utf8' }).trim().split('\n').at(-1);
 }
 
-/** `etude VERB …` until it listens. `stop` ends it as a user would, and waits. */
-export async function start(verb, args = [], { env = {} } = {}) {
-  const port = await freePort();
+/** `etude VERB …` until it listens. `stop` ends it as a user would, `kill` as a power cut would; both wait. */
+export async function start(verb, args = [], { env = {}, port: wanted } = {}) {
+  const port = wanted ?? (await freePort());
   const child = spawn(ETUDE, [verb, ...args, '--port', String(port)], {
     cwd: tmpdir(),
     env: { ...process.env, OMP_NUM_THREADS: '2', ...env },
@@ -57,9 +58,14 @@ export async function start(verb, args = [], { env = {} } = {}) {
   await listening;
   return {
     url: `http://127.0.0.1:${port}`,
+    port,
+    kill: async () => {
+      child.kill('SIGKILL');
+      await ended;
+    },
     stop: async () => {
       child.kill('SIGTERM');
-      const timer = setTimeout(() => child.kill('SIGKILL'), 15_000);
+      const timer = setTimeout(() => child.kill('SIGKILL'), 60_000);
       await ended;
       clearTimeout(timer);
     },
@@ -89,7 +95,10 @@ export async function browse() {
   const executablePath = process.env.CHROMIUM ?? ['/usr/bin/chromium', '/usr/bin/chromium-browser'].find(existsSync);
   return chromium.launch({
     ...(executablePath ? { executablePath } : { channel: 'chromium' }),
-    args: ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-dev-shm-usage'],
+    args: [
+      ...['no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run', 'disable-background-networking'],
+      ...['disable-component-update', 'disable-sync', 'disable-dev-shm-usage'],
+    ].map((flag) => `--${flag}`),
   });
 }
 
@@ -102,7 +111,7 @@ export async function onPage(browser, url, work, { allowed = [], ...context } = 
     acceptDownloads: true,
     ...context,
   });
-  own.setDefaultTimeout(60_000);
+  own.setDefaultTimeout(Number(process.env.TIMEOUT_MS ?? 120_000));
   const page = await own.newPage();
   const wrong = [];
   const note = (text) => {
@@ -125,6 +134,15 @@ export async function onPage(browser, url, work, { allowed = [], ...context } = 
   } finally {
     await own.close();
   }
+}
+
+/** Wait for a condition that no page can tell of. */
+export async function until(condition, what = String(condition)) {
+  for (let tries = 0; tries < 1200; tries++) {
+    if (await condition()) return;
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  throw new Error(`not in two minutes: ${what}`);
 }
 
 /** Keep a picture, where they are wanted. */

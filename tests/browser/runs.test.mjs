@@ -5,10 +5,10 @@ import { mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { ROOT, browse, modelPath, onPage, shot, start } from './harness.mjs';
+import { ROOT, browse, modelPath, onPage, shot, start, until } from './harness.mjs';
 
 const PYTHON = join(ROOT, '.venv', 'bin', 'python');
-const OPENED_MS = 8000; // 10,000 steps; alone on a machine it is one second, beside other work several
+const OPENED_MS = 20_000; // 10,000 steps; alone on a machine it is one second, beside other work several
 let folder, writer, server, browser;
 
 /** Sizes and times of all files below a folder. */
@@ -82,7 +82,7 @@ test('one run: curves, cursor, zoom, smoothing, table, all metrics, time, settin
   visit('runs/largest-s0', async (page) => {
     await chart(page, 'Reward').locator('path.line').first().waitFor();
     for (const title of ['Reward', 'Reward, by part', 'Accuracy', 'Answer length (tokens)', 'Entropy (nats a token)', 'Gradient norm'])
-      await chart(page, title).scrollIntoViewIfNeeded();
+      await chart(page, title).locator('path.line').first().scrollIntoViewIfNeeded();
     await shot(page, 'run');
 
     // the cursor of one chart is the cursor of all
@@ -153,6 +153,29 @@ test('seeds are a band; settings are compared', () =>
     await shot(page, 'runs-compared');
   }));
 
+test('every curve one asks for first: of seeds as a band, smoothed where it is dense', () =>
+  visit('runs/largest-s0?with=largest-s1&with=largest-s2', async (page) => {
+    const dense = ['Reward', 'Reward: math', 'Reward: math?parse=lenient', 'Answer length (tokens)', 'Entropy (nats a token)',
+      'KL divergence (nats a token)', 'Mismatch engine – learner (k3)', 'Gradient norm', 'Throughput (tokens a second)']; // prettier-ignore
+    const drawn = async (title) => {
+      const card = chart(page, title);
+      await card.locator('path.line').first().waitFor();
+      assert.equal(await card.locator('path.line').count(), 1, title);
+      return { line: await card.locator('path.line').getAttribute('d'), band: await card.locator('path.band').getAttribute('d') };
+    };
+    const all = {};
+    for (const title of [...dense, 'Accuracy']) all[title] = await drawn(title);
+    await page.getByLabel('Seeds').selectOption('interval');
+    for (const title of dense) assert.notEqual((await drawn(title)).band, all[title].band, title);
+    all['Accuracy'] = await drawn('Accuracy');
+    await page.getByRole('slider', { name: 'Smoothing' }).fill('0.8');
+    for (const title of dense) assert.notEqual((await drawn(title)).line, all[title].line, title);
+    assert.equal((await drawn('Accuracy')).line, all['Accuracy'].line); // ten evaluations are not smoothed
+    await page.getByText('All metrics').click(); // what has no chart of its own is here
+    await page.getByRole('searchbox', { name: 'Search metrics' }).fill('tokens_per_s/update');
+    await chart(page, 'tokens_per_s/update').locator('path.line').waitFor();
+  }));
+
 test('a step: rewards in order, colours, numbers of a token, groups, other steps by keys', () =>
   visit('runs/largest-s0/steps/20', async (page) => {
     const answers = page.locator('article');
@@ -195,9 +218,48 @@ test('a run that is being written moves by itself', () =>
     await progress.waitFor();
     const first = await progress.innerText();
     const path = await chart(page, 'Reward').locator('path.line').first().getAttribute('d');
+    let reopened = 0;
+    page.on('request', (request) => (reopened += Number(/\/events\?/.test(request.url()))));
     await page.waitForFunction((text) => !document.body.innerText.includes(text), first);
     assert.notEqual(await chart(page, 'Reward').locator('path.line').first().getAttribute('d'), path);
     await page.getByText('running', { exact: true }).waitFor();
+    assert.equal(reopened, 0); // one stream, not one for each row
+  }));
+
+test('of many live runs two are followed, and the rest is asked; a page in the background lets go', () =>
+  visit('runs', async (page) => {
+    // two that have ended pass for live: only one run is being written
+    for (const name of ['largest-s0', 'largest-s1']) {
+      await page.route(`${server.url}/api/runs/${name}`, async (route) => {
+        const run = await (await fetch(route.request().url())).json();
+        await route.fulfill({ json: { ...run, state: 'running' } });
+      });
+    }
+    const followed = new Set();
+    let streams = 0;
+    page.on('request', (request) => /\/events\?/.test(request.url()) && (streams++, followed.add(request)));
+    const closed = (request) => followed.delete(request);
+    page.on('requestfailed', closed).on('requestfinished', closed);
+    await page.goto(`${server.url}/#/runs/largest-s0?with=largest-s1&with=largest-running`);
+    const rate = chart(page, 'Learning rate').locator('.legend li', { hasText: 'largest-running' }).locator('b');
+    const moves = async () => {
+      const now = await rate.textContent();
+      await rate.filter({ hasNotText: now }).waitFor();
+    };
+    await rate.scrollIntoViewIfNeeded();
+    await moves();
+    const opened = streams;
+    await moves();
+    assert.deepEqual([followed.size, streams], [2, opened]);
+    const look = (state) =>
+      page.evaluate((value) => {
+        Object.defineProperty(document, 'visibilityState', { value, configurable: true });
+        document.dispatchEvent(new Event('visibilitychange'));
+      }, state);
+    await look('hidden');
+    await until(() => followed.size === 0);
+    await look('visible');
+    await until(() => followed.size === 2);
   }));
 
 test('10,000 steps: how soon they are there, and a part of them in full', () =>

@@ -59,6 +59,7 @@ describe('numbers', () => {
   test('labels of one axis have equal decimals', () => {
     expect(tickLabels([0, 0.5, 1])).toEqual(['0.0', '0.5', '1.0']);
     expect(tickLabels([0, 2 ** 31], 'bytes')).toEqual(['0 B', '2 GiB']);
+    expect(new Set(tickLabels([1.0895 * 2 ** 30, 1.0898 * 2 ** 30], 'bytes')).size).toBe(2);
     expect(tickLabels([0, 1e-5, 2e-5])).toEqual(['0', '1e−5', '2e−5']);
   });
 

@@ -31,14 +31,17 @@ export function exact(value: number | null | undefined): string {
 
 /** A tick's label: all ticks of an axis with the same number of decimals. */
 export function tickLabels(ticks: readonly number[], unit: 'number' | 'bytes' | 'seconds' = 'number'): string[] {
-  if (unit === 'bytes') return ticks.map(bytes);
+  if (unit === 'bytes') {
+    const labels = (digits: number): string[] => ticks.map((tick) => bytes(tick, digits));
+    return labels([3, 4, 5].find((digits) => new Set(labels(digits)).size === ticks.length) ?? 6);
+  }
   const largest = Math.max(0, ...ticks.map(Math.abs));
   if (largest >= 1e5 || (largest > 0 && largest < 1e-3)) return ticks.map((tick) => short(tick, 3));
   const decimals = Math.max(0, ...ticks.map((tick) => (trimmed(tick.toPrecision(6)).split('.')[1] ?? '').length));
   return ticks.map((tick) => (decimals > 4 ? short(tick, 3) : tick.toFixed(decimals).replace(/-/g, '−')));
 }
 
-export function bytes(value: number): string {
+export function bytes(value: number, digits = 3): string {
   const names = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
   let at = 0;
   let left = value;
@@ -46,12 +49,13 @@ export function bytes(value: number): string {
     left /= 1024;
     at++;
   }
-  return `${trimmed(left.toPrecision(3))} ${names[at]}`;
+  return `${trimmed(left.toPrecision(digits))} ${names[at]}`;
 }
 
 /** 8.2 s, 3 min 20 s, 2 h 05 min, 3 d 4 h. */
 export function duration(seconds: number | null | undefined): string {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return '–';
+  if (seconds >= 0.001 && seconds < 0.1) return `${trimmed(seconds.toPrecision(1))} s`;
   if (seconds < 10) return `${trimmed(Math.max(0, seconds).toFixed(1))} s`;
   if (seconds < 60) return `${Math.round(seconds)} s`;
   const whole = Math.round(seconds);

@@ -1,4 +1,5 @@
 // Asks the server, with the key of the settings. Every failure is an ApiFailure with the server's own words.
+import { t } from './i18n.svelte';
 import { settings } from './settings.svelte';
 
 export class ApiFailure extends Error {
@@ -48,7 +49,7 @@ export async function request(path: string, init: RequestInit = {}): Promise<Res
     response = await fetch(address(path), { ...init, headers });
   } catch (error) {
     if (error instanceof DOMException && error.name === 'AbortError') throw error;
-    throw new ApiFailure(0, error instanceof Error ? error.message : String(error));
+    throw new ApiFailure(0, t().app.unreachable); // browsers say no more than "Failed to fetch"
   }
   if (response.status === 401) onUnauthorized();
   if (!response.ok) throw new ApiFailure(response.status, await wordsOf(response));

@@ -105,6 +105,36 @@ export class Chat {
     }
   }
 
+  /** What another browser has done to it meanwhile; nothing while something is under way here. */
+  async refresh(): Promise<void> {
+    const { id } = this;
+    if (id === null || this.busy || this.writing !== null || this.state === 'loading') return;
+    try {
+      const read = await store.read(id);
+      if (this.busy || this.writing !== null) return;
+      this.title = read.title;
+      this.folder = read.folder;
+      this.settings = read.settings ?? {};
+      this.#take(read.messages, read.current);
+      this.state = 'ready';
+    } catch (error) {
+      if (error instanceof ApiFailure && error.status === 404) this.state = 'missing';
+      // else the server is away: what is on the page may still be read
+    }
+  }
+
+  /** Messages as they are now. The place that is read stays, unless there is something new to read. */
+  #take(messages: readonly Message[], current: string | null): void {
+    const known = new Map(this.entries.map((entry) => [entry.id, entry]));
+    const isNew = messages.some(({ id }) => !known.has(id));
+    this.entries = messages.map((message) => {
+      const fresh = new Entry(message);
+      const old = known.get(message.id);
+      return old !== undefined && JSON.stringify(old.fields) === JSON.stringify(fresh.fields) ? old : fresh;
+    });
+    if (isNew || !this.entries.some(({ id }) => id === this.current)) this.current = current;
+  }
+
   // ── what the user does ──
 
   /** A new message of the user at the end, and an answer to it. Returns whether the message is kept. */
@@ -322,11 +352,11 @@ class Chats {
     this.#open.delete(id);
   }
 
-  /** The chat with this id, read from the server unless it is being written right now. */
+  /** The chat with this id; a known one as it is, and then as the server has it. */
   open(id: string): Chat {
     const known = this.#open.get(id);
     if (known !== undefined) {
-      if (known.writing === null && known.state === 'missing') void known.load(id);
+      void known.refresh();
       return known;
     }
     const chat = new Chat();

@@ -3,6 +3,8 @@ import { api, ApiFailure, whenUnauthorized } from './api';
 import { settings } from './settings.svelte';
 import type { Model, Sampling, Session } from './types';
 
+const RETRY_MS = 3000;
+
 class ServerSession {
   models: Model[] = $state.raw([]);
   defaults: Sampling = $state.raw({});
@@ -14,14 +16,15 @@ class ServerSession {
   error = $state('');
   needsKey = $state(false);
   ready = $state(false);
+  #timer: ReturnType<typeof setTimeout> | undefined;
 
   constructor() {
     whenUnauthorized(() => (this.needsKey = true));
   }
 
-  /** Read everything. Failing to is shown by the page, with a way to try again. */
+  /** Read everything. Failing to is shown by the page; where time may help, it is tried again until it works. */
   async load(): Promise<void> {
-    this.error = '';
+    clearTimeout(this.#timer);
     try {
       const found = await api.get<Session>('/api/session');
       this.defaults = found.defaults ?? {};
@@ -30,10 +33,12 @@ class ServerSession {
       if (this.chats) await this.refreshModels(true);
       this.kept = found.kept ?? true;
       this.version = found.version;
+      this.error = '';
       this.ready = true;
     } catch (error) {
-      if (error instanceof ApiFailure && error.status === 401) return;
-      this.error = error instanceof Error ? error.message : String(error);
+      const status = error instanceof ApiFailure ? error.status : null;
+      this.error = status === 401 ? '' : error instanceof Error ? error.message : String(error);
+      if (status === 0 || (status !== null && status >= 500)) this.#timer = setTimeout(() => void this.load(), RETRY_MS);
     }
   }
 
@@ -50,6 +55,11 @@ class ServerSession {
     settings.set({ key });
     this.needsKey = this.ready = false;
     await this.load();
+  }
+
+  /** False only where the server has said so. */
+  isLoaded(model: string | null | undefined): boolean {
+    return !this.models.some(({ id, status }) => id === model && status !== undefined && status.value !== 'loaded');
   }
 
   /** Tokens that fit a model's context, as far as it is known yet. */

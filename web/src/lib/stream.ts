@@ -1,5 +1,6 @@
 // One answer of /v1/chat/completions as it comes: text, thoughts, tokens with their probabilities, timings.
 import { ApiFailure, request } from './api';
+import { t } from './i18n.svelte';
 import { events } from './sse';
 import type { Sampling, Timings, Token } from './types';
 
@@ -83,7 +84,7 @@ export function bodyOf({ model, messages, sampling, alternatives }: Omit<Asked, 
   };
 }
 
-/** The deltas of an answer. ApiFailure; DOMException AbortError when `signal` ends it. */
+/** The deltas of an answer. ApiFailure, also where it breaks off; DOMException AbortError when `signal` ends it. */
 export async function* answer(asked: Asked): AsyncGenerator<Delta> {
   const response = await request('/v1/chat/completions', {
     method: 'POST',
@@ -91,5 +92,11 @@ export async function* answer(asked: Asked): AsyncGenerator<Delta> {
     body: JSON.stringify(bodyOf(asked)),
     signal: asked.signal,
   });
-  for await (const chunk of events(response)) yield deltaOf(chunk as Chunk);
+  let ended = false;
+  for await (const chunk of events(response)) {
+    const delta = deltaOf(chunk as Chunk);
+    ended ||= delta.finishReason !== null;
+    yield delta;
+  }
+  if (!ended) throw new ApiFailure(0, t().chat.broken);
 }

@@ -1,6 +1,6 @@
 // An answer that is being written: deltas are gathered and shown at most every 40 ms, however fast they come, and
 // time is taken. The chat and the compare page both write so.
-import { ApiFailure } from './api';
+import { t } from './i18n.svelte';
 import { answer, type Asked } from './stream';
 import type { Timings, Token } from './types';
 
@@ -51,7 +51,7 @@ export class Writing {
     } catch (error) {
       ending = this.#abort.signal.aborted ? 'stopped' : 'failed';
       if (ending === 'stopped') this.#time({ finish_reason: 'stopped' });
-      else this.error = error instanceof ApiFailure || error instanceof Error ? error.message : String(error);
+      else this.error = error instanceof TypeError ? t().chat.broken : error instanceof Error ? error.message : String(error);
     }
     this.#flush();
     return ending;

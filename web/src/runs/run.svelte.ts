@@ -21,6 +21,7 @@ export class Run {
   #waiting: MetricsRow[] = [];
   #recent: MetricsRow[] = [];
   #generation: number | null = null;
+  #catching = false;
   #timer: ReturnType<typeof setTimeout> | undefined;
 
   constructor(readonly name: string) {}
@@ -35,10 +36,12 @@ export class Run {
 
   /** The step of the last row. */
   get step(): number {
-    const known = this.detail?.step ?? 0;
-    let last = known;
-    for (const { points } of Object.values(this.#whole)) last = Math.max(last, points.x[points.x.length - 1] ?? 0);
-    return last;
+    return Math.max(this.detail?.step ?? 0, this.#drawn);
+  }
+
+  /** The last step that the curves have. */
+  get #drawn(): number {
+    return Math.max(0, ...Object.values(this.#whole).map(({ points }) => points.x[points.x.length - 1] ?? 0));
   }
 
   async load(): Promise<void> {
@@ -120,10 +123,24 @@ export class Run {
     return () => stop.abort();
   }
 
-  /** The same by asking now and then, for runs beyond those whose events are followed. */
+  /** The same by asking now and then, for runs beyond those whose events are followed. A failure waits for the next. */
   async catchUp(): Promise<void> {
-    if (this.#asked.size === 0) return;
-    const query = { names: [...this.#asked], after: this.step, maxPoints: 100_000 };
+    if (this.#asked.size === 0 || this.#catching) return;
+    this.#catching = true;
+    try {
+      await this.#ask();
+      const detail = await runDetail(this.name, this.#gone.signal);
+      const step = Math.max(this.detail?.step ?? 0, detail.step ?? 0);
+      this.detail = { ...detail, step };
+    } catch {
+      // the server is away, or the page is
+    } finally {
+      this.#catching = false;
+    }
+  }
+
+  async #ask(): Promise<void> {
+    const query = { names: [...this.#asked], after: this.#drawn, maxPoints: 100_000 };
     const columns = await metrics(this.name, query, this.#gone.signal);
     columns.step.forEach((step, at) => {
       const row: MetricsRow = { step };

@@ -107,6 +107,8 @@ export const en = {
     waiting: 'Waiting for the first token',
     empty: 'No text.',
     failed: 'The answer failed',
+    broken: 'The connection to the server broke off.',
+    loadingModel: 'The model is being loaded',
     answering: 'Answering',
     answered: 'The answer is complete',
     stopped: 'Stopped',

@@ -109,6 +109,8 @@ export const zh: Words = {
     waiting: '正在等待第一个词元',
     empty: '没有文字。',
     failed: '回答失败',
+    broken: '与服务器的连接中断了。',
+    loadingModel: '正在加载模型',
     answering: '正在回答',
     answered: '回答完毕',
     stopped: '已停止',
