@@ -86,7 +86,7 @@ test('the server dies in the middle of an answer and comes back: nothing is lost
       await page.getByLabel('Message', { exact: true }).focus();
       await page.keyboard.press('Enter');
       await page.locator('article').last().locator('[data-action=regenerate]').waitFor();
-      assert.equal((await api(`/api/conversations/${id}`)).messages.length, 4);
+      await until(async () => (await api(`/api/conversations/${id}`)).messages.length === 4, 'four messages are kept');
       assert.equal(await page.getByRole('alert').filter({ hasText: 'The server does not answer' }).count(), 0);
     },
     { allowed: LOST },
