@@ -71,9 +71,11 @@ clean:
 	rm -rf build dist web/node_modules $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find etude tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# The versions of the lock file. `npm ci` would also ask for optional parts of other platforms, which npm itself leaves
+# out of the lock file where a registry lacks them.
 web/node_modules/.installed: web/package-lock.json
 	@command -v npm >/dev/null || { echo "this needs node >= 20 and npm" >&2; exit 1; }
-	cd web && npm ci --silent
+	cd web && npm install --no-save --silent
 	@touch $@
 
 # Built in place without isolation: the second build compiles only what changed.
