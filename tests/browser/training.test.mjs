@@ -45,6 +45,7 @@ test('a training is watched, and its checkpoints are talked with, one and two be
       await page.keyboard.press('Enter');
       await page.locator('[data-action=regenerate]').waitFor();
       assert.match(await page.locator('article').last().innerText(), /runs\/sums\//);
+      await page.waitForFunction(() => document.querySelector('[role=meter]').getAttribute('aria-valuemax') === '1024');
       await shot(page, 'checkpoint');
 
       // the model before and after

@@ -56,6 +56,13 @@ describe('numbers', () => {
     for (const [value, text] of cases) expect(short(value)).toBe(text);
   });
 
+  test('equal values, but for the dust of floating point, are a level line', () => {
+    const [low, high] = domainOf([0.99, 0.99 + 2 ** -52, 0.99 - 2 ** -53]);
+    expect(high - low).toBeGreaterThan(0.1);
+    expect(linearTicks([0.99, 0.99 + 2 ** -52], 5).length).toBeLessThan(25);
+    expect(linearTicks([1e300, 1e300], 5).length).toBeLessThan(25);
+  });
+
   test('labels of one axis have equal decimals', () => {
     expect(tickLabels([0, 0.5, 1])).toEqual(['0.0', '0.5', '1.0']);
     expect(tickLabels([0, 2 ** 31], 'bytes')).toEqual(['0 B', '2 GiB']);

@@ -58,9 +58,9 @@ export function linearTicks([low, high]: Range, count: number): number[] {
   const step = spacing(high - low, count);
   const first = Math.ceil(low / step - 1e-9);
   const last = Math.floor(high / step + 1e-9);
-  const ticks: number[] = [];
-  for (let k = first; k <= last; k++) ticks.push(rounded(k * step, step));
-  return ticks;
+  // not by counting k up: beyond 2 ** 53 it would stay where it is
+  const n = Math.min(last - first + 1, 4 * count + 4);
+  return n > 0 ? Array.from({ length: n }, (_, i) => rounded((first + i) * step, step)) : [];
 }
 
 /** Powers of ten (every second, third … where there are many); within two decades also 2 and 5. */
@@ -104,6 +104,7 @@ export function domainOf(values: Iterable<number>, kind: ScaleKind = 'linear'): 
     if (value > high) high = value;
   }
   if (low > high) return kind === 'log' ? [0.1, 10] : [0, 1];
+  if (high - low <= Math.max(Math.abs(low), Math.abs(high)) * 1e-9) high = low; // the dust of floating point is no span
   if (kind === 'log') return low === high ? [low / 3, high * 3] : widenedLog(low, high);
   return widened(low, high);
 }

@@ -306,7 +306,7 @@ export class Chat {
     if (ending === 'failed') entry.error = work.error;
     await store.changeMessage(id, entry.id, entry.fields);
     void list.refresh();
-    void session.refreshModels();
+    void session.refreshModels(false, this.model);
   }
 
   /** What the model reads: the system message, the path before `entry`, and what it has said itself. */

@@ -24,7 +24,7 @@ export class Column {
     await this.work.run({ model: this.model, messages, sampling, alternatives: settings.tokens ? ALTERNATIVES : null });
     this.error = this.work.error;
     this.work = null;
-    void session.refreshModels();
+    void session.refreshModels(false, this.model);
   }
 }
 

@@ -16,6 +16,7 @@ class ServerSession {
   error = $state('');
   needsKey = $state(false);
   ready = $state(false);
+  #unlisted: Model[] = $state.raw([]);
   #timer: ReturnType<typeof setTimeout> | undefined;
 
   constructor() {
@@ -42,10 +43,13 @@ class ServerSession {
     }
   }
 
-  /** What is known of a model changes when it is loaded. */
-  async refreshModels(loudly = false): Promise<void> {
+  /** What is known of a model changes when it is loaded. used: one that may not be listed (a checkpoint of a run). */
+  async refreshModels(loudly = false, used?: string): Promise<void> {
     try {
       this.models = (await api.get<{ data: Model[] }>('/v1/models')).data;
+      if (used === undefined || this.#find(used) !== undefined) return;
+      const found = await api.get<Model>(`/v1/models/${used.split('/').map(encodeURIComponent).join('/')}`);
+      this.#unlisted = [...this.#unlisted, { ...found, id: used }];
     } catch (error) {
       if (loudly) throw error;
     }
@@ -64,8 +68,12 @@ class ServerSession {
 
   /** Tokens that fit a model's context, as far as it is known yet. */
   contextOf(model: string | undefined): number | null {
-    const found = this.models.find(({ id, aliases }) => id === model || (model !== undefined && aliases?.includes(model)));
-    return found?.meta?.n_ctx ?? null;
+    const found = model === undefined ? undefined : this.#find(model);
+    return found?.meta?.n_ctx ?? found?.max_model_len ?? null;
+  }
+
+  #find(model: string): Model | undefined {
+    return [...this.models, ...this.#unlisted].find(({ id, aliases }) => id === model || aliases?.includes(model));
   }
 }
 

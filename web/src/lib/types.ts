@@ -83,5 +83,6 @@ export interface Model {
   id: string;
   aliases?: string[];
   status?: { value: string };
+  max_model_len?: number;
   meta?: { n_ctx?: number; n_ctx_train?: number; ftype?: string; weights_version?: number; size?: number };
 }
