@@ -159,7 +159,7 @@ test('every curve one asks for first: of seeds as a band, smoothed where it is d
       'KL divergence (nats a token)', 'Mismatch engine – learner (k3)', 'Gradient norm', 'Throughput (tokens a second)']; // prettier-ignore
     const drawn = async (title) => {
       const card = chart(page, title);
-      await card.locator('path.line').first().waitFor();
+      await card.locator('path.line').first().waitFor({ state: 'attached' }); // a level line counts as hidden
       assert.equal(await card.locator('path.line').count(), 1, title);
       return { line: await card.locator('path.line').getAttribute('d'), band: await card.locator('path.band').getAttribute('d') };
     };
