@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { after, before, test } from 'node:test';
-import { browse, onPage, pdfOf, serve, shot } from './harness.mjs';
+import { browse, onPage, pdfOf, serve, shot, until } from './harness.mjs';
 
 let server;
 let browser;
@@ -88,8 +88,9 @@ test('stop keeps what was said, and continue goes on from there', () =>
     assert.match(await last(page).locator('[data-stats]').textContent(), /Stopped/);
     const text = (await last(page).locator('.markdown').textContent()).trim();
     const [, id] = /#\/c\/(\w+)/.exec(page.url());
-    await page.waitForTimeout(300);
-    const kept = (await api(`/api/conversations/${id}`)).messages.at(-1);
+    const stored = async () => (await api(`/api/conversations/${id}`)).messages;
+    await until(async () => (await stored()).at(-1).timings?.finish_reason === 'stopped', 'the end is kept');
+    const kept = (await stored()).at(-1);
     assert.ok(kept.content.length > 10, 'what had come is kept');
     await limit(page, 20);
     await action(page, 'continue').click();
@@ -97,8 +98,8 @@ test('stop keeps what was said, and continue goes on from there', () =>
     await answered(page);
     const longer = (await last(page).locator('.markdown').textContent()).trim();
     assert.ok(longer.startsWith(text.slice(0, 20)) && longer.length > text.length, 'it went on');
-    await page.waitForTimeout(300);
-    const after = (await api(`/api/conversations/${id}`)).messages;
+    await until(async () => (await stored()).at(-1).content.length > kept.content.length, 'the rest is kept');
+    const after = await stored();
     assert.equal(after.length, 2);
     assert.ok(after.at(-1).content.startsWith(kept.content));
   }));

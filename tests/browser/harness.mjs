@@ -9,6 +9,7 @@ import { existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
+import { after } from 'node:test';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -16,6 +17,23 @@ export const ROOT = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
 const { chromium } = createRequire(join(ROOT, 'web', 'package.json'))('playwright-core');
 export const ETUDE = join(ROOT, '.venv', 'bin', 'etude');
 const STARTED_MS = 120_000;
+
+/** What is still to be ended where a test did not come to it: a process left over would keep the file's from ending. */
+const left = new Set();
+let over = false;
+after(() => {
+  over = true;
+  return Promise.all([...left].map((end) => end()));
+});
+
+/** Ends with the tests of the file, whatever becomes of them. */
+export function lent(child) {
+  const end = () => child.kill('SIGKILL');
+  left.add(end);
+  child.once('exit', () => left.delete(end));
+  if (over) end();
+  return child;
+}
 
 /** A port that is free now. */
 export function freePort() {
@@ -36,11 +54,13 @@ export function modelPath() {
 /** `etude VERB …` until it listens. `stop` ends it as a user would, `kill` as a power cut would; both wait. */
 export async function start(verb, args = [], { env = {}, port: wanted } = {}) {
   const port = wanted ?? (await freePort());
-  const child = spawn(ETUDE, [verb, ...args, '--port', String(port)], {
-    cwd: tmpdir(),
-    env: { ...process.env, OMP_NUM_THREADS: '2', ...env },
-    stdio: ['ignore', 'pipe', 'pipe'],
-  });
+  const child = lent(
+    spawn(ETUDE, [verb, ...args, '--port', String(port)], {
+      cwd: tmpdir(),
+      env: { ...process.env, OMP_NUM_THREADS: '2', ...env },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    }),
+  );
   let said = '';
   const ended = new Promise((resolve) => child.once('exit', resolve));
   const listening = new Promise((resolve, reject) => {
@@ -53,7 +73,10 @@ export async function start(verb, args = [], { env = {}, port: wanted } = {}) {
     };
     child.stdout.on('data', hear);
     child.stderr.on('data', hear);
-    child.once('exit', (code) => reject(new Error(`it ended with ${code}:\n${said}`)));
+    child.once('exit', (code) => {
+      clearTimeout(timer);
+      reject(new Error(`it ended with ${code}:\n${said}`));
+    });
   });
   await listening;
   return {
@@ -74,8 +97,9 @@ export async function start(verb, args = [], { env = {}, port: wanted } = {}) {
 
 /** `etude serve` with two names of one model, and a folder of its own for conversations. */
 export async function serve(args = [], { data, ...options } = {}) {
-  const folder = data ?? mkdtempSync(join(tmpdir(), 'etude-browser-'));
   const model = modelPath();
+  const folder = data ?? mkdtempSync(join(tmpdir(), 'etude-browser-'));
+  if (data === undefined) process.once('exit', () => rmSync(folder, { recursive: true, force: true }));
   const server = await start(
     'serve',
     [`smol=${model}`, `other=${model}`, '-c', '1024', '--data-dir', folder, '--seed', '1', ...args],
@@ -84,22 +108,20 @@ export async function serve(args = [], { data, ...options } = {}) {
   return {
     ...server,
     folder,
-    stop: async () => {
-      await server.stop();
-      if (data === undefined) rmSync(folder, { recursive: true, force: true });
-    },
   };
 }
 
 export async function browse() {
   const executablePath = process.env.CHROMIUM ?? ['/usr/bin/chromium', '/usr/bin/chromium-browser'].find(existsSync);
-  return chromium.launch({
+  const browser = await chromium.launch({
     ...(executablePath ? { executablePath } : { channel: 'chromium' }),
     args: [
       ...['no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run', 'disable-background-networking'],
       ...['disable-component-update', 'disable-sync', 'disable-dev-shm-usage'],
     ].map((flag) => `--${flag}`),
   });
+  left.add(() => browser.close()); // a second time does nothing
+  return browser;
 }
 
 /** Run `work` on a fresh page, and fail with whatever went wrong on it. `allowed`: errors that are meant. */

@@ -5,7 +5,7 @@ import { mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { ROOT, browse, modelPath, onPage, shot, start, until } from './harness.mjs';
+import { ROOT, browse, lent, modelPath, onPage, shot, start, until } from './harness.mjs';
 
 const PYTHON = join(ROOT, '.venv', 'bin', 'python');
 const OPENED_MS = 20_000; // 10,000 steps; alone on a machine it is one second, beside other work several
@@ -22,7 +22,7 @@ function stamps(path) {
 before(async () => {
   folder = mkdtempSync(join(tmpdir(), 'etude-runs-'));
   const args = ['-m', 'tests.serve.example_runs', folder, '--model', modelPath(), '--pause-s', '1'];
-  writer = spawn(PYTHON, args, { cwd: ROOT, stdio: ['ignore', 'pipe', 'inherit'] });
+  writer = lent(spawn(PYTHON, args, { cwd: ROOT, stdio: ['ignore', 'pipe', 'inherit'] }));
   await new Promise((resolve, reject) => {
     writer.stdout.once('data', resolve);
     writer.once('exit', (code) => reject(new Error(`example_runs ended with ${code}`)));

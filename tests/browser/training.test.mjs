@@ -5,7 +5,7 @@ import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { ETUDE, browse, modelPath, onPage, serve, shot, until } from './harness.mjs';
+import { ETUDE, browse, lent, modelPath, onPage, serve, shot, until } from './harness.mjs';
 
 const WORDS = ['--data.train', 'task:add?low=1&high=9&size=40', '--data.held_out_size', '6', '--lora.rank', '4',
   '--batches.size', '4', '--batches.steps', '6', '--optimizer.learning_rate', '1e-4', '--eval.every', '3']; // prettier-ignore
@@ -13,7 +13,7 @@ const WORDS = ['--data.train', 'task:add?low=1&high=9&size=40', '--data.held_out
 /** `etude sft` on SmolLM2; whether it ended well, and what it said. */
 function training(folder) {
   const words = ['sft', '--model.name', modelPath(), '--run.folder', folder, '--run.name', 'sums', ...WORDS];
-  const child = spawn(ETUDE, words, { cwd: folder, stdio: ['ignore', 'ignore', 'pipe'] });
+  const child = lent(spawn(ETUDE, words, { cwd: folder, stdio: ['ignore', 'ignore', 'pipe'] }));
   let said = '';
   child.stderr.on('data', (bytes) => (said += bytes));
   return new Promise((resolve) => child.once('exit', (code) => resolve({ code, said })));
