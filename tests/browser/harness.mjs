@@ -17,13 +17,13 @@ export const ROOT = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
 const { chromium } = createRequire(join(ROOT, 'web', 'package.json'))('playwright-core');
 export const ETUDE = join(ROOT, '.venv', 'bin', 'etude');
 const STARTED_MS = 120_000;
+const LEFT_MS = 30_000;
 
 /** What is still to be ended where a test did not come to it: a process left over would keep the file's from ending. */
 const left = new Set();
-let over = false;
 after(() => {
-  over = true;
-  return Promise.all([...left].map((end) => end()));
+  // the file's own hooks come after this one: what they end is not in the way any more
+  setTimeout(() => left.forEach((end) => end()), LEFT_MS).unref();
 });
 
 /** Ends with the tests of the file, whatever becomes of them. */
@@ -31,7 +31,6 @@ export function lent(child) {
   const end = () => child.kill('SIGKILL');
   left.add(end);
   child.once('exit', () => left.delete(end));
-  if (over) end();
   return child;
 }
 
@@ -120,7 +119,9 @@ export async function browse() {
       ...['disable-component-update', 'disable-sync', 'disable-dev-shm-usage'],
     ].map((flag) => `--${flag}`),
   });
-  left.add(() => browser.close()); // a second time does nothing
+  const end = () => browser.close();
+  left.add(end);
+  browser.once('disconnected', () => left.delete(end));
   return browser;
 }
 
