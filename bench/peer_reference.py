@@ -40,7 +40,7 @@ def is_reference_cpu() -> bool:
 
 def shortfall(model: str, work: str | int, speed: float) -> str | None:
     """A sentence if the peer is more than 15 % under the reference, else None."""
-    expected = REFERENCE.get(model, {}).get(work)  # type: ignore[call-overload]
+    expected = REFERENCE.get(model, {}).get(work)
     if expected is None or speed >= MIN_SHARE * expected:
         return None
     return (

@@ -30,7 +30,7 @@ def sample(problem: str, index: int, *, right: bool, parsed: str | None = "4", *
     fields = {"score": score, "finish": "eos", **changes}
     return Rollout(
         problem, index, (1, 2, 3), (False, True, True), (0.0, -1.0, -1.0), 1, weights_version=0, **fields
-    )  # type: ignore[arg-type]
+    )
 
 
 # ── pass@k ──

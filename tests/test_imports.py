@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
 
 WITH_TORCH = (
     "learner/", "train/", "recipes/", "model/transformer.py", "model/heads.py", "model/segments.py",
-    "model/attention.py", "model/operators.py", "model/projections.py", "model/rates.py",
+    "model/attention.py", "model/operators.py", "model/projections.py", "model/rates.py", "model/scratch.py",
 )  # fmt: skip
 EXTRAS = {
     "gguf", "huggingface_hub", "modelscope_hub", "safetensors", "torch",

@@ -24,7 +24,7 @@ def rlhf() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    module.shown = lambda answer: bool(answer.text)  # type: ignore[attr-defined]  # random bytes have no end
+    module.shown = lambda answer: bool(answer.text)  # random bytes have no end
     return module
 
 

@@ -25,8 +25,6 @@ Axes: M chosen rows, N rows of a chunk, D width of the model, V vocabulary.
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -36,7 +34,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from etude.kernels import _native
+from etude.model.operators import applied
 from etude.model.projections import Linear
+from etude.model.scratch import Scratch
 
 CHUNK_VALUES = 3 << 22
 """Logits at once: 48 MiB of f32. Each chunk reads the whole matrix: of fewer rows, a product waits for it."""
@@ -48,30 +48,8 @@ SHIFT_COLUMNS = 32
 """Columns of ones beside a bf16 matrix: three are used, and rows stay aligned to 64 bytes."""
 
 
-class _Room(threading.local):
-    """Memory for logits that the next call takes again, of each thread its own. Coming and going, blocks of a
-    hundred megabytes lie elsewhere each time, and each page of a new place costs a fault."""
-
-    def __init__(self) -> None:
-        self._flat: Tensor | None = None
-        self._taken: weakref.ref[Tensor] | None = None
-
-    def matrix(self, n_rows: int, weight_VD: Tensor) -> Tensor:
-        """(n_rows, V) in the dtype of the products, contents undefined; memory of its own while an earlier
-        one is still held, and on devices whose allocator keeps what is freed."""
-        n_vocab = len(weight_VD)
-        if weight_VD.device.type != "cpu" or (self._taken is not None and self._taken() is not None):
-            return weight_VD.new_empty((n_rows, n_vocab))
-        flat = self._flat
-        if flat is None or flat.dtype != weight_VD.dtype or len(flat) < n_rows * n_vocab:
-            self._flat = None  # freed before the larger one is there
-            flat = self._flat = weight_VD.new_empty(n_rows * n_vocab)
-        found_NV = flat[: n_rows * n_vocab].view(n_rows, n_vocab)
-        self._taken = weakref.ref(found_NV)
-        return found_NV
-
-
-_room = _Room()
+_scratch = Scratch()
+"""For logits."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +98,11 @@ class Head:
         """Whether rows of logits are passed over natively."""
         weight = self.weight_VD
         return weight.device.type == "cpu" and weight.dtype == torch.float32 and not self.softcap
+
+    def room(self, n_rows: int) -> Tensor:
+        """Memory for logits (N, V) in the dtype of the products, which the next call may take again."""
+        weight = self.weight_VD
+        return _scratch.matrix((n_rows, len(weight)), weight.dtype, weight.device)
 
     def logits_into(self, hidden_ND: Tensor, z_NV: Tensor) -> None:
         """For `native`: z without a shift, into memory that is there."""
@@ -185,7 +168,7 @@ def statistics(
     request = _Request(targets_M, head, entropy, reference)
     if head.parameter is not None and torch.is_grad_enabled() and not hidden_MD.requires_grad:
         hidden_MD = hidden_MD.detach().requires_grad_()  # the matrix alone is trained
-    logprobs_M, entropy_M, kl_M = _Statistics.apply(hidden_MD, request)  # type: ignore[no-untyped-call]
+    logprobs_M, entropy_M, kl_M = applied(_Statistics, hidden_MD, request)
     return Statistics(logprobs_M, entropy_M, kl_M)
 
 
@@ -250,7 +233,7 @@ class _Statistics(torch.autograd.Function):
             and n_rows <= request.block_rows()
             and not (head.softcap or request.reference)
         )
-        kept_MV = _room.matrix(n_rows, head.weight_VD) if keeps else None
+        kept_MV = head.room(n_rows) if keeps else None
         sums_M = out.new_empty(n_rows)
         peaks_M = None
         if request.native:
@@ -320,7 +303,7 @@ def _rows_natively(
             z_NV = kept_MV[rows]
         else:
             if room_NV is None:
-                room_NV = _room.matrix(rows.stop - rows.start, request.head.weight_VD)
+                room_NV = request.head.room(rows.stop - rows.start)
             z_NV = room_NV[: rows.stop - rows.start]
         request.head.logits_into(hidden_MD[rows], z_NV)
         found_3N = torch.from_numpy(_native.softmax_rows(z_NV.numpy(), torch.get_num_threads()))
@@ -344,7 +327,7 @@ def _gradient_natively(
     grad_N = grad_M[block] / request.head.temperature
     peaks_N, sums_N = sums[0][block], sums[1][block]
     if kept_MV is None:
-        z_NV = _room.matrix(len(grad_N), request.head.weight_VD)
+        z_NV = request.head.room(len(grad_N))
         request.head.logits_into(hidden_MD[block], z_NV)
     else:
         z_NV = kept_MV[block]

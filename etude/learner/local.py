@@ -166,7 +166,7 @@ class LocalLearner:
             parts.add({"loss": value, **extra})
             clock.lap("seconds/forward")
             if value.requires_grad:
-                value.backward()  # type: ignore[no-untyped-call]
+                value.backward()
                 learnt = True
             clock.lap("seconds/backward")
             table.take(batch, found)

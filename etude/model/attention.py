@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from etude.model.operators import applied
 from etude.model.segments import Block, Layout, plan
 
 KEPT_KEYS = 256
@@ -110,7 +111,7 @@ def attention(
     q_GTRE: Tensor, k_GTE: Tensor, v_GTE: Tensor, plan: AttentionPlan, dtype: torch.dtype
 ) -> Tensor:
     """softmax(q k^T) v of every segment over its chain, (T, H * E) in `dtype`."""
-    out_TN: Tensor = _Attention.apply(q_GTRE, k_GTE, v_GTE, plan, dtype)  # type: ignore[no-untyped-call]
+    out_TN: Tensor = applied(_Attention, q_GTRE, k_GTE, v_GTE, plan, dtype)
     return out_TN
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from etude.model.operators import add_product
+from etude.model.operators import add_product, applied
 from etude.model.projections import Arithmetic, Projection
 
 
@@ -60,7 +60,7 @@ def vocabulary_logits(hidden_ND: Tensor, head: Projection, how: Arithmetic, soft
     sums here are the stream's.
     """
     weight_VD = head.linears[0].weight
-    logits_NV: Tensor = _Logits.apply(hidden_ND, head, how, softcap, weight_VD)  # type: ignore[no-untyped-call]
+    logits_NV: Tensor = applied(_Logits, hidden_ND, head, how, softcap, weight_VD)
     return logits_NV
 
 

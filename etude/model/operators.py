@@ -19,6 +19,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+
+def applied(function: type[Function], *inputs: Any) -> Any:
+    """`function.apply`, which torch gives no types: the caller says what comes out."""
+    return function.apply(*inputs)
+
+
 # ── RMS norm ──
 
 
@@ -66,7 +72,7 @@ class _RMSNorm(Function):
 
 def rms_norm(x_TK: Tensor, weight_K: Tensor, offset: float, eps: float, dtype: torch.dtype) -> Tensor:
     """y = x / sqrt(mean(x^2) + eps) * (offset + weight), in `dtype`; arXiv:1910.07467."""
-    y_TK: Tensor = _RMSNorm.apply(x_TK, weight_K, offset, eps, dtype)  # type: ignore[no-untyped-call]
+    y_TK: Tensor = applied(_RMSNorm, x_TK, weight_K, offset, eps, dtype)
     return y_TK
 
 
@@ -244,7 +250,7 @@ def stacked(matrices: Sequence[Tensor]) -> Tensor | None:
 
 def product(x_TK: Tensor, operand: Operand, parameters: Sequence[Tensor | None]) -> Tensor:
     """y = x W^T + b (+ scale * (x A^T) B^T), (T, N) in the dtype of x."""
-    y_TN: Tensor = _Product.apply(x_TK, operand, *parameters)  # type: ignore[no-untyped-call]
+    y_TN: Tensor = applied(_Product, x_TK, operand, *parameters)
     return y_TN
 
 
@@ -275,7 +281,7 @@ class _Embedding(Function):
 
 def embedding(ids_T: Tensor, weight_VD: Tensor, scale: float, dtype: torch.dtype, adds: bool) -> Tensor:
     """scale * weight[ids], rounded to `dtype` as the matrix of the logits is; in the weight's dtype."""
-    x_TD: Tensor = _Embedding.apply(ids_T, weight_VD, scale, dtype, adds)  # type: ignore[no-untyped-call]
+    x_TD: Tensor = applied(_Embedding, ids_T, weight_VD, scale, dtype, adds)
     return x_TD
 
 
@@ -380,7 +386,7 @@ def heads_of(
 
     F = E / 2. The weights normalise q and k head by head before they are rotated.
     """
-    q, k, v = _Heads.apply(qkv_TN, cos_TF, sin_TF, shape, q_weight_E, k_weight_E)  # type: ignore[no-untyped-call]
+    q, k, v = applied(_Heads, qkv_TN, cos_TF, sin_TF, shape, q_weight_E, k_weight_E)
     return q, k, v
 
 
@@ -451,5 +457,5 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tenso
 
 def gated(gate_up_TN: Tensor, activation: str) -> Tensor:
     """act(gate) * up of two matrices side by side, (T, N / 2)."""
-    a_TF: Tensor = _Gated.apply(gate_up_TN, activation)  # type: ignore[no-untyped-call]
+    a_TF: Tensor = applied(_Gated, gate_up_TN, activation)
     return a_TF

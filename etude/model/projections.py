@@ -10,7 +10,6 @@ T tokens, K inputs, N outputs, r the rank of an adapter.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from etude.model.operators import Operand, product, stacked
+from etude.model.scratch import Scratch
 
 
 @dataclass(frozen=True)
@@ -93,26 +93,13 @@ LARGEST_SCRATCH_BYTES = 256 << 20
 """Larger matrices that are not kept, such as a head, get memory of their own for each product."""
 
 
-class _Scratch(threading.local):
-    """By (dtype, device), of each thread its own: a judge may compute beside a learner."""
-
-    def __init__(self) -> None:
-        self.flat: dict[tuple[torch.dtype, torch.device], Tensor] = {}
-
-
-_scratch = _Scratch()
+_scratch = Scratch()
 
 
 def _scratch_matrix(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory that the next call takes again: for a matrix that is made, multiplied with and forgotten. Blocks
-    of a hundred megabytes that come and go would leave holes that activations bite into."""
-    n = shape[0] * shape[1]
-    if n * dtype.itemsize > LARGEST_SCRATCH_BYTES:
+    if shape[0] * shape[1] * dtype.itemsize > LARGEST_SCRATCH_BYTES:
         return torch.empty(shape, dtype=dtype, device=device)
-    flat = _scratch.flat.get((dtype, device))
-    if flat is None or len(flat) < n:
-        flat = _scratch.flat[dtype, device] = torch.empty(n, dtype=dtype, device=device)
-    return flat[:n].view(shape)
+    return _scratch.matrix(shape, dtype, device)
 
 
 class Projection:

@@ -72,7 +72,8 @@ class Norm(nn.Module):
 
         def values() -> Tensor:
             with torch.no_grad():
-                return self(x_TD.detach(), dtype)  # type: ignore[no-any-return]
+                y_TD: Tensor = self(x_TD.detach(), dtype)
+            return y_TD
 
         return values
 

@@ -194,7 +194,7 @@ class SpecialTexts:
 def _model(metadata: Mapping[str, Any]) -> Literal["gpt2", "llama"]:
     model = metadata.get("tokenizer.ggml.model")
     if model == "gpt2" or model == "llama":
-        return model  # type: ignore[no-any-return]
+        return "gpt2" if model == "gpt2" else "llama"
     if model is None:
         raise EtudeError(
             "the file has no tokenizer (tokenizer.ggml.model): convert the model with its vocabulary"

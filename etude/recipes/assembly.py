@@ -159,7 +159,7 @@ def check_rewards(problems: Sequence[Problem], judge: object, full: float | None
     """What the gold and the empty answers score; EtudeError if that shows a broken reward."""
     if full is None or all(problem.answer is None for problem in problems):
         return "rewards were not checked: the problems have no gold answers"
-    check = check_problems(problems[:CHECKED], judge, full=full)  # type: ignore[arg-type]
+    check = check_problems(problems[:CHECKED], judge, full=full)  # type: ignore[arg-type]  # judge_of checked it
     check.require()
     return check.text()
 

@@ -144,7 +144,7 @@ def _drawn(
         if all(map(_is_number, (value, low, high))):
             x = frame.x(row["step"])
             yield _line(x, frame.y(low), x, frame.y(high), colour)  # type: ignore[arg-type]  # are numbers
-            yield f'<circle cx="{x:.1f}" cy="{frame.y(value):.1f}" r="3.5" fill="{colour}"/>'  # type: ignore[arg-type]
+            yield f'<circle cx="{x:.1f}" cy="{frame.y(value):.1f}" r="3.5" fill="{colour}"/>'  # type: ignore[arg-type]  # the same
 
 
 def _is_number(value: Any) -> bool:

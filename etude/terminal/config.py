@@ -58,7 +58,7 @@ def read_config(
         read = parser.instantiate(parser.parse_args([*words, *(f"--{n}={v}" for n, v in overrides)]))
     except ArgumentError as error:
         raise UsageError(_shortened(str(error))) from None
-    values = {field.name: read[field.name] for field in fields(config_type)}  # type: ignore[arg-type]
+    values = {field.name: read[field.name] for field in fields(config_type)}  # type: ignore[arg-type]  # a dataclass
     return Configured(config_type(**values), written, given)
 
 
@@ -73,7 +73,7 @@ def leaves(record: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for field in fields(record):
         inner = [kind for kind in (hints[field.name], *get_args(hints[field.name])) if is_dataclass(kind)]
         if inner:
-            yield from leaves(inner[0], f"{prefix}{field.name}.")  # type: ignore[arg-type]
+            yield from leaves(inner[0], f"{prefix}{field.name}.")  # type: ignore[arg-type]  # a dataclass
         else:
             yield prefix + field.name, hints[field.name]
 

@@ -122,7 +122,7 @@ def grammar(options: Options) -> Grammar | None:
         )
     kind, in_file = kinds[given[0]]
     source = read_text(options, given[0]) if in_file else options[given[0]]
-    return Grammar(kind, source)  # type: ignore[arg-type]
+    return Grammar(kind, source)  # type: ignore[arg-type]  # a kind of the table above
 
 
 def read_text(options: Options, key: str) -> str:

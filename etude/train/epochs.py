@@ -170,11 +170,9 @@ def through(
                 metric = rating(found)
                 clock.lap("eval")
             row |= clock.row() | {"memory_bytes": float(memory_bytes())}
-            findings = run.record(step, row)
-            if run.saves(step, metric) or stopping.asked:
-                run.save(step, metric)
-            yield Report(step, total, row, findings=findings, stopped=stopping.asked)
-            if stopping.asked:
+            report = run.finish(step, row, metric=metric, stopped=stopping.asked)
+            yield report
+            if report.stopped:
                 return
 
 

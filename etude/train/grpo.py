@@ -47,7 +47,6 @@ from etude.train.step_rows import (
     entropy_row,
     first_ratio_row,
     kl_row,
-    mean_reward,
     ratios_of,
     speeds,
     stored_rows,
@@ -77,8 +76,7 @@ def train(
         if preset.kl_coefficient > 0 and adapter is None:
             policy.refresh_reference()  # a LoRA's reference is its base
         if held_out is not None:
-            evaluation, answers_held_out = held_out.measure(engine, source.prompts, adapter)
-            row = {**evaluation.metrics(), "eval/reward": mean_reward(answers_held_out)}
+            row, answers_held_out = held_out.measure(engine, source.prompts, adapter)
             yield Report(0, steps, row, answers_held_out, findings=run.record(0, row))
     with Stopping() as stopping:
         for step in range(run.step + 1, steps + 1):
@@ -106,8 +104,8 @@ def train(
             row |= masked_row(answers) if mask_truncated else {}
             metric = None
             if held_out is not None and held_out.is_due(step, steps):
-                evaluation, answers_held_out = held_out.measure(engine, source.prompts, adapter)
-                row |= {**evaluation.metrics(), "eval/reward": mean_reward(answers_held_out)}
+                found_held_out, _ = held_out.measure(engine, source.prompts, adapter)
+                row |= found_held_out
                 metric = row["eval/accuracy"]
                 clock.lap("eval")
             if run.stores_rollouts(step):
@@ -115,11 +113,9 @@ def train(
                 run.writer.rollouts(step, rows)
                 clock.lap("storing")
             row |= clock.row() | speeds(row, clock) | {"memory_bytes": float(memory_bytes())}
-            findings = run.record(step, row, drawn)
-            if run.saves(step, metric) or stopping.asked:
-                run.save(step, metric)
-            yield Report(step, steps, row, drawn, findings=findings, stopped=stopping.asked)
-            if stopping.asked:
+            report = run.finish(step, row, drawn, metric=metric, stopped=stopping.asked)
+            yield report
+            if report.stopped:
                 return
 
 

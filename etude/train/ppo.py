@@ -53,7 +53,7 @@ from etude.train.rollout_metrics import rollout_metrics
 from etude.train.run import Clock, Report, Run, Stopping, memory_bytes
 from etude.train.sampling import HeldOut, RolloutSource
 from etude.train.segments import masked, sequence_sums
-from etude.train.step_rows import by_sample, mean_reward, speeds, stored_rows, update_row
+from etude.train.step_rows import by_sample, speeds, stored_rows, update_row
 
 F32 = NDArray[np.float32]
 STORED = ("old_logprobs", "advantages", "old_values", "returns")
@@ -80,8 +80,7 @@ def train(
         if settings.kl_coefficient > 0 and adapter is None:
             actor.refresh_reference()  # a LoRA's reference is its base
         if held_out is not None:
-            evaluation, answers = held_out.measure(engine, source.prompts, adapter)
-            row = {**evaluation.metrics(), "eval/reward": mean_reward(answers)}
+            row, answers = held_out.measure(engine, source.prompts, adapter)
             yield Report(0, steps, row, answers, findings=run.record(0, row))
     with Stopping() as stopping:
         for step in range(run.step + 1, steps + 1):
@@ -120,8 +119,8 @@ def train(
             row["epoch"] = state["position"] / len(source.problems)
             metric = None
             if held_out is not None and held_out.is_due(step, steps):
-                evaluation, answers = held_out.measure(engine, source.prompts, adapter)
-                row |= {**evaluation.metrics(), "eval/reward": mean_reward(answers)}
+                found_held_out, _ = held_out.measure(engine, source.prompts, adapter)
+                row |= found_held_out
                 metric = row["eval/accuracy"]
                 clock.lap("eval")
             if run.stores_rollouts(step):
@@ -130,11 +129,9 @@ def train(
                 run.writer.rollouts(step, stored_rows(drawn, judged, source.by_id, columns))
                 clock.lap("storing")
             row |= clock.row() | speeds(row, clock) | {"memory_bytes": float(memory_bytes())}
-            findings = run.record(step, row, drawn)
-            if run.saves(step, metric) or stopping.asked:
-                run.save(step, metric)
-            yield Report(step, steps, row, drawn, findings=findings, stopped=stopping.asked)
-            if stopping.asked:
+            report = run.finish(step, row, drawn, metric=metric, stopped=stopping.asked)
+            yield report
+            if report.stopped:
                 return
 
 

@@ -262,6 +262,22 @@ class Run:
             self.writer.doctor(step, finding.row())
         return findings
 
+    def finish(
+        self,
+        step: int,
+        row: Mapping[str, float],
+        rollouts: Sequence[Rollout] = (),
+        *,
+        metric: float | None = None,
+        stopped: bool = False,
+    ) -> Report:
+        """A step is done: its numbers are written, and a checkpoint if one is due or this is the last step on
+        request. metric: of what is held out, if that was measured."""
+        findings = self.record(step, row, rollouts)
+        if self.saves(step, metric) or stopped:
+            self.save(step, metric)
+        return Report(step, self.settings.steps, row, rollouts, findings=findings, stopped=stopped)
+
 
 @contextmanager
 def opened(

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
-from etude.evals import Evaluation, evaluate
+from etude.evals import evaluate
 from etude.learner.learner import Sampler
 from etude.records import Engine, Problem, Rollout, SamplingParams
 from etude.rollout import Env, PromptWriter, collect
+from etude.train.step_rows import mean_reward
 
 HELD_OUT_AT_ONCE = 64
 """Problems that are sampled together."""
@@ -103,8 +104,9 @@ class HeldOut:
 
     def measure(
         self, engine: SamplingEngine, prompts: PromptWriter, adapter: str | None
-    ) -> tuple[Evaluation, list[Rollout]]:
-        """The accuracy now. The seeds are the same each time: what changes is the model."""
+    ) -> tuple[dict[str, float], list[Rollout]]:
+        """Accuracy and mean reward now, as the row of a step, and the answers. The seeds are the same each
+        time: what changes is the model."""
         rollouts: list[Rollout] = []
         for start in range(0, len(self.problems), HELD_OUT_AT_ONCE):
             rollouts += collect(
@@ -118,4 +120,5 @@ class HeldOut:
                 first_index=start,
                 adapter=adapter,
             )
-        return evaluate(rollouts, self.parts), rollouts
+        row = evaluate(rollouts, self.parts).metrics()
+        return {**row, "eval/reward": mean_reward(rollouts)}, rollouts

@@ -124,7 +124,7 @@ def test_one_native_call_per_step(tiny: Engine) -> None:
             calls.append(len(given["first_token"]) - 1)
             return decoder.step(**given)
 
-    tiny._core._decoder = Counting()  # type: ignore[assignment]
+    tiny._core._decoder = Counting()
     for number in range(5):
         params = SamplingParams(max_tokens=6, seed=number, ignore_eos=True)
         tiny.submit(Request(PROMPT[: 10 + number], params, n=4))
@@ -186,7 +186,7 @@ def test_threads_and_plain_steps_at_once(tiny: Engine) -> None:
         for event in tiny.step():
             assert event.request_id == mine
             if event.finish:
-                done[event.index] = event.completion  # type: ignore[attr-defined]
+                done[event.index] = event.completion
     for thread in threads:
         thread.join(30)
     assert found == [expected] * 4
@@ -253,7 +253,7 @@ def test_embeddings(tiny: Engine) -> None:
         assert np.array_equal(other.embed(PROMPT, "none"), rows)
         assert np.array_equal(other.embed(PROMPT), tiny.embed(PROMPT))
     with pytest.raises(EtudeError, match="pooling is 'max'; it must be 'mean', 'last' or 'none'"):
-        tiny.embed(PROMPT, "max")  # type: ignore[arg-type]
+        tiny.embed(PROMPT, "max")
 
 
 def test_a_grammar_holds_the_answer(chatting: Engine) -> None:

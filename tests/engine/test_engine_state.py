@@ -45,7 +45,7 @@ def test_a_shifted_context_goes_on() -> None:
             while len(done) < 3:
                 for event in engine.step():
                     if event.finish:
-                        done[event.request_id] = event.completion  # type: ignore[attr-defined]
+                        done[event.request_id] = event.completion
             results.append([done[number] for number in running])
             if settings == {"cache_tokens": 160}:
                 assert engine.counters.preemptions > 0
@@ -135,7 +135,7 @@ def test_weights_while_requests_run(tiny: Engine) -> None:
     with pytest.raises(EtudeError, match="1 requests are running: finish them first"):
         tiny.load_weights(tensors, version=1)
     with pytest.raises(EtudeError, match="running is 'wait'"):
-        tiny.load_weights(tensors, version=1, running="wait")  # type: ignore[arg-type]
+        tiny.load_weights(tensors, version=1, running="wait")
     tiny.load_weights(tensors, version=1, running="continue")
     ids = [token for event in first for token in event.token_ids]
     while True:
@@ -209,14 +209,14 @@ def test_adapters_side_by_side(tiny: Engine) -> None:
         {"adapter": "x", "adapter_scale": 0.5},
         {"adapter": "x", "adapter_scale": 0.0},
     ]
-    requests = [Request(PROMPT, SamplingParams(max_tokens=8, seed=2), n=2, **kind) for kind in kinds]  # type: ignore[arg-type]
+    requests = [Request(PROMPT, SamplingParams(max_tokens=8, seed=2), n=2, **kind) for kind in kinds]
     alone = [tiny.generate([PROMPT], max_tokens=8, seed=2, n=2, **kind)[0] for kind in kinds]
     running = [tiny.submit(request) for request in requests]
     done = {}
     while len(done) < 10:
         for event in tiny.step():
             if event.finish:
-                done[event.request_id, event.index] = event.completion  # type: ignore[attr-defined]
+                done[event.request_id, event.index] = event.completion
     assert [[done[number, index] for index in range(2)] for number in running] == alone
     assert len({group[0].raw_logprobs for group in alone}) == 4
     assert alone[4] == alone[0], "scale 0 is the base model"

@@ -52,7 +52,7 @@ def run(engine: Engine, requests: list[Request]) -> list[list[Completion]]:
     while len(done) < sum(request.n for request in requests):
         for event in engine.step():
             if event.finish is not None:
-                done[event.request_id, event.index] = event.completion  # type: ignore[attr-defined]
+                done[event.request_id, event.index] = event.completion
     return [
         [done[number, index] for index in range(request.n)]
         for number, request in zip(running, requests, strict=True)
@@ -149,7 +149,7 @@ def test_completions_that_end_early_leave_the_others_alone(
     for step in range(10_000):
         for event in engine.step():
             if event.finish is not None:
-                done[event.request_id, event.index] = event.completion  # type: ignore[attr-defined]
+                done[event.request_id, event.index] = event.completion
         if step < len(REQUESTS):
             engine.abort(running[step])
         if len(done) == 2 * sum(request.n for request in REQUESTS):

@@ -68,7 +68,7 @@ def drawn(state: GrammarState, tokenizer: Any, seed: int, max_tokens: int = 400)
 def fits_person(text: str) -> bool:
     value = json.loads(text)
     return (
-        list(value) == list(PERSON["properties"])  # type: ignore[call-overload]
+        list(value) == list(PERSON["properties"])
         and 1 <= len(value["name"]) <= 8
         and isinstance(value["age"], int)
         and 0 <= value["age"] <= 130

@@ -46,7 +46,7 @@ def test_conversion_at_load(kind: str) -> None:
 def test_fingerprints_tell_models_apart() -> None:
     def fingerprint(name: str, **given: object) -> str:
         settings = {"rope": None, "weight_type": None} | given
-        return load_model(FIXTURES / name, **settings).fingerprint  # type: ignore[arg-type]
+        return load_model(FIXTURES / name, **settings).fingerprint
 
     prints = [
         fingerprint("llama"),
@@ -117,11 +117,11 @@ TOKENIZER = SimpleNamespace(add_bos=True)
 
 
 def test_limits() -> None:
-    limits = limits_of(RunSettings(), PLAN, TOKENIZER)  # type: ignore[arg-type]
+    limits = limits_of(RunSettings(), PLAN, TOKENIZER)
     assert (limits.step_tokens, limits.max_sequences, limits.shift_keep) == (512, 256, None)
-    limits = limits_of(RunSettings(step_tokens=32, context_shift=True), PLAN, TOKENIZER)  # type: ignore[arg-type]
+    limits = limits_of(RunSettings(step_tokens=32, context_shift=True), PLAN, TOKENIZER)
     assert (limits.max_sequences, limits.shift_keep) == (16, 1)
-    limits = limits_of(RunSettings(context_shift=True, keep=-1), PLAN, TOKENIZER)  # type: ignore[arg-type]
+    limits = limits_of(RunSettings(context_shift=True, keep=-1), PLAN, TOKENIZER)
     assert limits.shift_keep == -1
 
 
@@ -137,7 +137,7 @@ def test_limits() -> None:
 )
 def test_limits_that_cannot_be(settings: RunSettings, message: str) -> None:
     with pytest.raises(EtudeError, match=message):
-        limits_of(settings, PLAN, TOKENIZER)  # type: ignore[arg-type]
+        limits_of(settings, PLAN, TOKENIZER)
 
 
 def test_threads() -> None:

@@ -176,7 +176,7 @@ def test_breakers_are_all_ways_to_write_them() -> None:
         ({"dry": Dry(sequence_breakers=("é" * 21,))}, "1 to 40 bytes"),
         ({"xtc": Xtc(0.0)}, "xtc.probability is 0.0"),
         ({"xtc": Xtc(0.5, 0.6)}, "xtc.threshold is 0.6; .* never removes"),
-        ({"mirostat": Mirostat(3)}, "mirostat.version is 3"),  # type: ignore[arg-type]
+        ({"mirostat": Mirostat(3)}, "mirostat.version is 3"),
         ({"mirostat": Mirostat(1, tau=0)}, "mirostat.tau is 0"),
         ({"mirostat": Mirostat(1, eta=-1)}, "mirostat.eta is -1"),
         ({"dynamic_temperature": DynamicTemperature(0)}, "dynamic_temperature.range is 0"),
@@ -253,7 +253,7 @@ def test_llama_cpp_defaults_at_temperature_0_are_fine() -> None:
 
 
 def test_numpy_numbers_are_numbers() -> None:
-    params = SamplingParams(temperature=np.float32(0.5), top_k=np.int64(3))  # type: ignore[arg-type]
+    params = SamplingParams(temperature=np.float32(0.5), top_k=np.int64(3))
     np.testing.assert_allclose(
         distribution(params), distribution(SamplingParams(temperature=0.5, top_k=3)), atol=1e-6
     )

@@ -26,10 +26,10 @@ class Holding(Pieces):
 
 
 def run(pieces: list[str], stops: tuple[str, ...], stream: Pieces | None = None) -> tuple[list[str], bool]:
-    cutter = TextCutter(stream or Pieces(), stops)  # type: ignore[arg-type]
+    cutter = TextCutter(stream or Pieces(), stops)
     shown = []
     for piece in pieces:
-        shown.append(cutter.push(piece))  # type: ignore[arg-type]
+        shown.append(cutter.push(piece))
         if cutter.stopped:
             break
     return [*shown, cutter.flush()], cutter.stopped

@@ -20,4 +20,4 @@ assert spec is not None and spec.loader is not None
 module = importlib.util.module_from_spec(spec)
 sys.modules[NAME] = module
 spec.loader.exec_module(module)
-etude.kernels._native = module  # type: ignore[attr-defined]
+etude.kernels._native = module

@@ -242,4 +242,4 @@ def test_only_whole_rows_of_floats_are_written() -> None:
     with pytest.raises(ValueError, match="multiples of 32"):
         quantize(GGMLType.Q8_0, np.zeros((2, 33), np.float32))
     with pytest.raises(ValueError, match="allowed are float arrays"):
-        quantize(GGMLType.F32, np.zeros((2, 32), np.int32))  # type: ignore[arg-type]
+        quantize(GGMLType.F32, np.zeros((2, 32), np.int32))

@@ -20,7 +20,7 @@ def sample(
     """Letters are ids; a mask of "1" and "0", all in by default."""
     ids = tuple(map(ord, completion))
     inside = tuple(letter == "1" for letter in mask) if mask is not None else (True,) * len(ids)
-    return Sample(tuple(map(ord, prompt)), ids, inside, group, columns)  # type: ignore[arg-type]
+    return Sample(tuple(map(ord, prompt)), ids, inside, group, columns)
 
 
 def text(ids: torch.Tensor) -> str:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from etude.learner import distribution
-from etude.learner.distribution import Head, Reference, _Room, statistics
+from etude.learner.distribution import Head, Reference, statistics
 from etude.model.projections import Linear
+from etude.model.scratch import Scratch
 
 M, D, V = 13, 16, 50
 
@@ -20,7 +21,7 @@ def head_of(weight_VD: Tensor, dtype: torch.dtype, **options: object) -> Head:
     if weight_VD.requires_grad:
         weight_VD.grad = torch.zeros_like(weight_VD)
         linear.weight.grad = weight_VD.grad
-    return Head.of(linear, dtype, **options)  # type: ignore[arg-type]
+    return Head.of(linear, dtype, **options)
 
 
 def plain(
@@ -168,9 +169,9 @@ def test_logits_of_two_calls_do_not_share_memory_while_both_are_kept() -> None:
         total.backward()
         wanted = (torch.nn.functional.one_hot(targets, 50) - (hidden @ weight.T).softmax(-1)) @ weight
         torch.testing.assert_close(hidden.grad, wanted)
-    room = _Room()
-    first = room.matrix(4, weight)
+    scratch, cpu = Scratch(), torch.device("cpu")
+    first = scratch.matrix((4, 50), torch.float32, cpu)
     place = first.data_ptr()
-    assert room.matrix(4, weight).data_ptr() != place
+    assert scratch.matrix((4, 50), torch.float32, cpu).data_ptr() != place
     del first
-    assert room.matrix(3, weight).data_ptr() == place
+    assert scratch.matrix((3, 50), torch.float32, cpu).data_ptr() == place

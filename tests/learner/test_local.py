@@ -37,7 +37,7 @@ ALL = ("logprobs", "entropy", "values", "scores")
 LORA = LoraSettings(rank=4, alpha=8)
 
 
-def updated(learner: LocalLearner, samples: list[Sample], outputs: tuple[str, ...] = ALL, **options: bool):  # type: ignore[no-untyped-def]
+def updated(learner: LocalLearner, samples: list[Sample], outputs: tuple[str, ...] = ALL, **options: bool):
     metrics = learner.update(
         samples, every_loss, outputs=outputs, denominators=Denominators.of(samples), **options
     )
@@ -66,7 +66,7 @@ def test_gradients_are_those_of_plain_sequences(name: str) -> None:
         w = torch.tensor(np.asarray(sample.columns["weights"], np.float32)).double() * torch.tensor(
             sample.mask
         )
-        advantage = float(np.float32(sample.columns["advantages"]))  # type: ignore[arg-type]
+        advantage = float(np.float32(sample.columns["advantages"]))
         total = total + ((-advantage * chosen + entropy) * w).sum() / tokens
     total.backward()
     assert metrics["loss"] == pytest.approx(float(total.detach()), rel=1e-5)
@@ -300,7 +300,7 @@ def test_a_critic_alone_computes_no_logits(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(learner, "_head", None)
     samples = samples_of()
 
-    def value_loss(outputs, batch, denominators):  # type: ignore[no-untyped-def]
+    def value_loss(outputs, batch, denominators):
         return (outputs["values"] - 1).square().sum() / denominators.tokens, {}
 
     metrics = learner.update(samples, value_loss, outputs=["values"], denominators=Denominators.of(samples))

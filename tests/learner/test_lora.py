@@ -22,7 +22,7 @@ F32_CACHE = {"cache_type_k": "f32", "cache_type_v": "f32"}
 FAST = AdamWSettings(learning_rate=0.02)
 
 
-def logprobs(rows: list) -> np.ndarray:  # type: ignore[type-arg]
+def logprobs(rows: list) -> np.ndarray:
     return np.concatenate([row["logprobs"] for row in rows])
 
 
@@ -107,7 +107,7 @@ def test_the_seed_decides_the_start() -> None:
 )
 def test_settings_that_cannot_be(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(EtudeError, match=message):
-        LoraSettings(**arguments)  # type: ignore[arg-type]
+        LoraSettings(**arguments)
 
 
 def test_a_rank_beyond_the_matrix() -> None:

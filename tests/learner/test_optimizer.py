@@ -47,7 +47,7 @@ def test_schedules(schedule: Schedule, expected: list[float]) -> None:
 )
 def test_schedules_that_cannot_be(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(EtudeError, match=message):
-        Schedule(**arguments)  # type: ignore[arg-type]
+        Schedule(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_schedules_that_cannot_be(arguments: dict[str, object], message: str) ->
 )
 def test_settings_that_cannot_be(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(EtudeError, match=message):
-        AdamWSettings(**arguments)  # type: ignore[arg-type]
+        AdamWSettings(**arguments)
 
 
 def test_the_first_step_moves_by_the_rate() -> None:

@@ -113,7 +113,7 @@ def test_an_ordinary_string_is_refused() -> None:
     prompt = CHATML.render([Message("user", "Hi")])
     assert isinstance(prompt, RenderedPrompt) and not isinstance(prompt + "", RenderedPrompt)
     with pytest.raises(EtudeError, match=r"as ChatTemplate\.render gave it"):
-        QWEN.encode_rendered(prompt + "")  # type: ignore[arg-type]
+        QWEN.encode_rendered(prompt + "")
 
 
 def test_marking() -> None:

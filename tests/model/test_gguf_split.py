@@ -17,7 +17,7 @@ def part(number: int, count: int, names: str, total: int = 4) -> Draft:
     keys = [("split.no", UINT16, number - 1), ("split.count", UINT16, count)]
     keys.append(("split.tensors.count", INT32, total))
     if number == 1:
-        keys.append(("general.architecture", STRING, "llama"))  # type: ignore[arg-type]
+        keys.append(("general.architecture", STRING, "llama"))
     tensors = [DraftTensor(name, [1], GGMLType.F32, np.array([ord(name)], "<f4").tobytes()) for name in names]
     return Draft([*keys], tensors)
 

@@ -34,8 +34,8 @@ def test_logits_and_their_gradients(softcap: float, tied: bool) -> None:
     logits_NV = model.logits(hidden_ND)
     assert torch.allclose(logits_NV, expected_NV, rtol=0, atol=1e-12)
     factors_NV = torch.randn_like(logits_NV)
-    (logits_NV * factors_NV).sum().backward()  # type: ignore[no-untyped-call]
-    (expected_NV * factors_NV).sum().backward()  # type: ignore[no-untyped-call]
+    (logits_NV * factors_NV).sum().backward()
+    (expected_NV * factors_NV).sum().backward()
     for ours, theirs in ((hidden_ND.grad, other_ND.grad), (model.head_weight.grad, weight_VD.grad)):
         assert ours is not None and theirs is not None
         assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)

@@ -73,10 +73,10 @@ def test_merged_is_beside_the_base(name: str, tmp_path: Path) -> None:
         save_gguf(tmp_path / "merged.gguf", source, merged(hf_tensors(source, config), config, lora), "f32")
     ids = tuple(range(5, 60))
     exact = {"weight_type": "f32", "cache_type_k": "f32", "cache_type_v": "f32", "context": 64}
-    with Engine.load(FIXTURES / name, **exact) as engine:  # type: ignore[arg-type]
+    with Engine.load(FIXTURES / name, **exact) as engine:
         engine.load_adapter("a", lora)
         beside, without = engine.score(ids, adapter="a")[1:], engine.score(ids)[1:]
-    with Engine.load(tmp_path / "merged.gguf", **exact) as engine:  # type: ignore[arg-type]
+    with Engine.load(tmp_path / "merged.gguf", **exact) as engine:
         inside = engine.score(ids)[1:]
     np.testing.assert_allclose(np.array(beside, float), np.array(inside, float), atol=1e-4)
     assert np.abs(np.array(without, float) - np.array(inside, float)).max() > 0.1

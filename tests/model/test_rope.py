@@ -197,7 +197,7 @@ def test_yarn_flags() -> None:
         (PLAIN, RopeOverrides(rope_scale=0.0), "--rope-scale 0.0: allowed"),
         (PLAIN, RopeOverrides(rope_freq_base=1.0), "--rope-freq-base 1.0: allowed"),
         (PLAIN, RopeOverrides(rope_freq_base=float("nan")), "--rope-freq-base nan: allowed"),
-        (PLAIN, RopeOverrides(rope_scaling="su"), "allowed are none, linear, yarn"),  # type: ignore[arg-type]
+        (PLAIN, RopeOverrides(rope_scaling="su"), "allowed are none, linear, yarn"),
     ],
 )
 def test_flags_without_effect_or_sense_are_errors(

@@ -124,7 +124,7 @@ def test_whatever_is_drawn_is_a_valid_call(format: ToolFormat) -> None:
         for call in message.tool_calls:
             arguments = json.loads(call.arguments)
             assert call.name in ("f", "g") and (call.name == "g" or isinstance(arguments["a"], int))
-            assert set(arguments) <= (set(PARAMETERS_OF_F["properties"]) if call.name == "f" else set())  # type: ignore[call-overload]
+            assert set(arguments) <= (set(PARAMETERS_OF_F["properties"]) if call.name == "f" else set())
 
 
 def test_tokens_that_text_cannot_spell() -> None:

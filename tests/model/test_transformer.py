@@ -73,7 +73,7 @@ def gradients(
 ) -> dict[str, Tensor]:
     model.zero_grad(set_to_none=True)
     hidden_TD = model(layout, **how)
-    weighted_sum(model.logits(hidden_TD if rows is None else hidden_TD[rows])).backward()  # type: ignore[no-untyped-call]
+    weighted_sum(model.logits(hidden_TD if rows is None else hidden_TD[rows])).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -139,7 +139,7 @@ def _assert_exact(model: Transformer, layout: Layout) -> None:
     expected_TV = expected_logits(weights, model.config, layout)
     with torch.no_grad():
         assert (model.logits(model(layout)) - expected_TV).abs().max() < 1e-12
-    weighted_sum(expected_TV).backward()  # type: ignore[no-untyped-call]
+    weighted_sum(expected_TV).backward()
     theirs = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
     assert furthest(gradients(model, layout), theirs) < 1e-12
 
@@ -224,7 +224,7 @@ def test_gradients_can_be_added_in_place(dtype: torch.dtype | None) -> None:
         for seed in (0, 1):
             ids = np.random.default_rng(seed).integers(3, 128, (2, 20)).tolist()
             hidden_TD = model(Layout.roots(ids), compute_dtype=dtype)
-            weighted_sum(model.logits(hidden_TD, compute_dtype=dtype)).backward()  # type: ignore[no-untyped-call]
+            weighted_sum(model.logits(hidden_TD, compute_dtype=dtype)).backward()
         sums.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     assert furthest(sums[1], sums[0]) < (1e-5 if dtype is None else 2e-3)
 
@@ -282,8 +282,8 @@ def test_the_matrices_of_one_input_are_not_copied() -> None:
     layer = next(model.layers)
     for projection in (layer.qkv, layer.gate_up):
         matrix = projection.matrix(torch.float32, torch.device("cpu"))
-        assert matrix.data_ptr() == projection.linears[0].weight.data_ptr()  # type: ignore[union-attr]
-        assert torch.equal(matrix, torch.cat([linear.weight for linear in projection.linears]))  # type: ignore[misc]
+        assert matrix.data_ptr() == projection.linears[0].weight.data_ptr()
+        assert torch.equal(matrix, torch.cat([linear.weight for linear in projection.linears]))
 
 
 def test_scattered_matrices_work_too() -> None:

@@ -77,10 +77,10 @@ def test_gradients_are_the_textbooks(name: str, adds: bool, frozen: bool) -> Non
     factors = torch.randn(len(IDS), 128, dtype=torch.float64)
     for _ in range(2):  # the second time into gradients that are there
         logits_TV = model.logits(model(Layout.roots([IDS])))
-        (logits_TV * factors).sum().backward()  # type: ignore[no-untyped-call]
+        (logits_TV * factors).sum().backward()
     expected_TV = naive_logits(weights, model.config, IDS)
     assert torch.allclose(logits_TV, expected_TV, rtol=0, atol=1e-12)
-    (2 * expected_TV * factors).sum().backward()  # type: ignore[no-untyped-call]
+    (2 * expected_TV * factors).sum().backward()
     for place, linear in linears(model).items():
         halves = {} if linear.adapter is None else {"a": linear.adapter.a, "b": linear.adapter.b}
         for letter, half in halves.items():

@@ -201,7 +201,7 @@ def check_real_model(name: str, path: Path, scratch: Path, program: str) -> dict
 
         found.note("folder made of the GGUF", folder_opens)
         found.note("token ids", lambda: same_ids(name, folder))
-        found.note("chat template", lambda: same_template(folder, source.metadata))  # type: ignore[union-attr]
+        found.note("chat template", lambda: same_template(folder, source.metadata))
         found.note("Q8_0 in llama.cpp", q8_0_opens)
     return found.ways | {"float32_max_difference": found.worst}
 

@@ -54,7 +54,7 @@ def config_of(tiny: Path, tmp_path: Path, **changes: object) -> PpoConfig:
         sampling=SAMPLING,
         run=RunSettings(steps=2, folder=str(tmp_path / "runs"), name="try"),
     )
-    return replace(made, **changes)  # type: ignore[arg-type]  # names of its fields
+    return replace(made, **changes)  # names of its fields
 
 
 def test_the_command(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

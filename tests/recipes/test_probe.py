@@ -72,7 +72,7 @@ def training(machine: Machine, learner: Probed, samples: list[Sample], updates: 
             assert all(len(row["logprobs"]) == len(one.mask) for row, one in zip(rows, samples, strict=True))
             scored = machine.now_s
             for _ in range(updates):
-                learner.update(samples, None, denominators=Denominators.of(samples))  # type: ignore[arg-type]
+                learner.update(samples, None, denominators=Denominators.of(samples))
             row: Mapping[str, float] = {
                 "seconds/sampling": SAMPLING_S,
                 "seconds/scoring": scored - start,
@@ -89,7 +89,7 @@ def training(machine: Machine, learner: Probed, samples: list[Sample], updates: 
 def test_a_part_stands_for_the_whole(monkeypatch: pytest.MonkeyPatch, n_groups: int, updates: int) -> None:
     machine = Machine(monkeypatch)
     samples = [sample(group, 5 + group % 4, skip=group % 3 == 2) for group in range(n_groups) for _ in "ab"]
-    learner = Probed(machine)  # type: ignore[arg-type]
+    learner = Probed(machine)
     found = tried(RunSettings(steps=50), [learner], training(machine, learner, samples, updates))
     tokens = packed(samples)
     assert found.seconds["update"] == pytest.approx(updates * (TOKEN_S * tokens + OPTIMIZER_S))
@@ -104,14 +104,14 @@ def test_a_part_stands_for_the_whole(monkeypatch: pytest.MonkeyPatch, n_groups: 
 
 def test_the_check_before_the_first_step_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
-    learner = Probed(machine, checked=True)  # type: ignore[arg-type]
+    learner = Probed(machine, checked=True)
     found = tried(RunSettings(steps=1), [learner], training(machine, learner, [sample(0, 5)], 1))
     assert found.seconds.get("scoring", 0.0) == pytest.approx(0.0)
 
 
 def test_what_is_left_out_agrees_with_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
-    learner = Probed(machine)  # type: ignore[arg-type]
+    learner = Probed(machine)
     rows = learner.score([sample(group, 20) for group in range(5)], ("logprobs", "entropy"))
     assert [float(row["logprobs"][0]) for row in rows] == [0.0, 0.0, -1.5, -1.5, -1.5]
 

@@ -20,7 +20,7 @@ from etude.rewards.worker import WorkerPool
 
 
 def score(gold: str, answer: str, **options: str) -> Score:
-    return math_reward(**options)(Problem("p", (), gold), answer)  # type: ignore[arg-type, return-value]
+    return math_reward(**options)(Problem("p", (), gold), answer)
 
 
 # ── decided exactly ──
@@ -117,13 +117,13 @@ def test_a_form_is_demanded(form: str, answer: str, total: float) -> None:
 def test_a_prompt_that_opened_the_thoughts() -> None:
     reward = math_reward()
     problem = Problem("p", (), "4")
-    assert reward(problem, Answer("2 + 2</think>4", opened=True)).total == 1.0  # type: ignore[union-attr]
-    assert reward(problem, Answer("4", opened=True)).total == 0.0  # type: ignore[union-attr]
+    assert reward(problem, Answer("2 + 2</think>4", opened=True)).total == 1.0
+    assert reward(problem, Answer("4", opened=True)).total == 0.0
 
 
 def test_several_gold_answers_and_none() -> None:
     several = Problem("p", (), "4", {"answers": ["four", "IV"]})
-    assert math_reward()(several, "iv").total == 1.0  # type: ignore[union-attr]
+    assert math_reward()(several, "iv").total == 1.0
     with pytest.raises(EtudeError, match="problem q: there is no gold answer"):
         math_reward()(Problem("q", ()), "4")
     with pytest.raises(EtudeError, match="no effect"):
@@ -171,7 +171,7 @@ def test_what_would_never_end_is_a_failure_and_the_next_answer_is_judged(answer:
     if found.failure is not None:
         assert "CPU time" in found.failure or "memory" in found.failure
         assert not found.verdict
-    assert reward(problem, "x*x").total == 1.0  # type: ignore[union-attr]
+    assert reward(problem, "x*x").total == 1.0
     pool.close()
 
 

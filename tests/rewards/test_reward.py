@@ -124,7 +124,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
         (lambda problem, answer: float("nan"), "nan"), (lambda problem, answer: float("inf"), "inf"),
         (lambda problem, answer: [1.0], "returned [1.0]"), (lambda problem, answer: Weird(), "Weird"),
         (lambda problem, answer: Score(float("nan")), "nan in a Score"),
-        (lambda problem, answer: Score(1.0, {"a": None}), "None in a Score"),  # type: ignore[dict-item]
+        (lambda problem, answer: Score(1.0, {"a": None}), "None in a Score"),
         (lambda problem, answer: np.array([1.0, 2.0]), "r: returned array"),
         (lambda problem, answer: never(problem, answer), "is an `await` missing?"),
     ],

@@ -82,5 +82,5 @@ class ScriptedEngine:
         text = "".join(chr(token) for token in ids if token != EOS)
         numbers = tuple(-0.5 for _ in ids)
         seed = self.requests[key[0]].params.seed or 0
-        completion = Completion(text, tuple(ids), numbers, numbers, numbers, finish, 3, seed)  # type: ignore[arg-type]
-        return FinishedEvent(*key, (), (), (), (), finish=finish, completion=completion)  # type: ignore[arg-type]
+        completion = Completion(text, tuple(ids), numbers, numbers, numbers, finish, 3, seed)
+        return FinishedEvent(*key, (), (), (), (), finish=finish, completion=completion)

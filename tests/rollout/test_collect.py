@@ -88,12 +88,12 @@ def test_a_reward_knows_how_the_answer_came_about() -> None:
         answers.append(answer)
         return 1.0
 
-    run(ScriptedEngine(lambda r, i: "abc"), single_turn(reward), 1, 1)  # type: ignore[arg-type]
+    run(ScriptedEngine(lambda r, i: "abc"), single_turn(reward), 1, 1)
     assert (answers[0], answers[0].n_tokens, answers[0].finish, answers[0].opened) == ("abc", 4, "eos", False)
     opening = PromptWriter(
         Codec(), ChatTemplate(TEMPLATE + "{# </think> #}{% if add_generation_prompt %}<think>\n{% endif %}")
     )
-    run(ScriptedEngine(lambda r, i: "a</think>b"), single_turn(reward), 1, 1, prompts=opening)  # type: ignore[arg-type]
+    run(ScriptedEngine(lambda r, i: "a</think>b"), single_turn(reward), 1, 1, prompts=opening)
     assert answers[1].opened
     score = run(
         ScriptedEngine(lambda r, i: "a</think>1"), single_turn(load_reward("math")), 1, 1, prompts=opening
@@ -303,7 +303,7 @@ def test_whatever_ends_it_leaves_no_request(where: str) -> None:
     engine.before_step = interrupt
     reward = fail if where == "judge" else (lambda p, a: 1.0)
     with pytest.raises(error):
-        run(engine, single_turn(reward), on_rollout=fail if where == "callback" else None)  # type: ignore[arg-type]
+        run(engine, single_turn(reward), on_rollout=fail if where == "callback" else None)
     assert not engine.open and engine.aborted == set(engine.requests)
     assert not [thread for thread in threading.enumerate() if thread.name == "etude-judging"]
 

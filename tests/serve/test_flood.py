@@ -245,7 +245,7 @@ def test_bodies_that_hold_too_much(client: TestClient, path: str, body: dict[str
 
 def test_an_export_may_hold_more(client: TestClient) -> None:
     message = {"role": "user", "content": "x", "parent": None, "tokens": [{}] * 150_000}
-    client.base_url = "http://localhost"  # type: ignore[assignment]
+    client.base_url = "http://localhost"
     made = client.post("/api/conversations", json={}).json()
     answer = client.post(f"/api/conversations/{made['id']}/messages", json=message)
     assert answer.status_code == 200, answer.text[:200]

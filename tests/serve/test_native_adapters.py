@@ -81,7 +81,7 @@ def test_the_admin_chooses_for_all_others(adapted: TestClient) -> None:
 
 def test_what_was_chosen_outlives_a_sleep(adapted: TestClient) -> None:
     change(adapted, [{"id": 0, "scale": 1}])
-    before, pool = complete(adapted)["tokens"], adapted.app.state.server.pool  # type: ignore[attr-defined]
+    before, pool = complete(adapted)["tokens"], adapted.app.state.server.pool
     pool.idle_s = 0.0
     assert adapted.portal is not None
     adapted.portal.call(pool.unload_idle)

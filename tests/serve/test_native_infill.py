@@ -28,7 +28,7 @@ def filling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
 
 
 def tokenizer_of(client: TestClient) -> Tokenizer:
-    return client.app.state.server.pool.all_loaded[0].engine.tokenizer  # type: ignore[attr-defined,no-any-return]
+    return client.app.state.server.pool.all_loaded[0].engine.tokenizer
 
 
 def ids(text: str) -> list[int]:

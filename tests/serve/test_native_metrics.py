@@ -54,7 +54,7 @@ def test_a_model_that_sleeps_takes_no_numbers_with_it(tiny: Path) -> None:
         complete(client, n_predict=4)
         props = client.get("/props").json()
         before = read(client)
-        pool = client.app.state.server.pool  # type: ignore[attr-defined]
+        pool = client.app.state.server.pool
         pool.idle_s = 0.0
         assert client.portal is not None
         client.portal.call(pool.unload_idle)

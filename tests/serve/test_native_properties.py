@@ -36,7 +36,7 @@ def test_nothing_can_be_changed(client: TestClient, tiny: Path) -> None:
 
 def test_a_model_that_sleeps_is_known(tiny: Path) -> None:
     with client_of(tiny) as client:
-        pool = client.app.state.server.pool  # type: ignore[attr-defined]
+        pool = client.app.state.server.pool
         [before] = client.get("/v1/models").json()["data"]
         assert "meta" not in before  # it was never loaded
         assert not client.get("/props").json()["is_sleeping"]

@@ -38,9 +38,9 @@ def test_chat(client: openai.OpenAI) -> None:
 
 def test_chat_streamed(client: openai.OpenAI) -> None:
     fields = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9, "seed": 1}
-    whole = client.chat.completions.create(**fields)  # type: ignore[call-overload]
+    whole = client.chat.completions.create(**fields)
     chunks = list(
-        client.chat.completions.create(**fields, stream=True, stream_options={"include_usage": True})  # type: ignore[call-overload]
+        client.chat.completions.create(**fields, stream=True, stream_options={"include_usage": True})
     )
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content
@@ -71,5 +71,5 @@ def test_errors_are_those_that_clients_know(client: openai.OpenAI) -> None:
 def test_a_stream_that_is_left(client: openai.OpenAI) -> None:
     fields = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 100}
     for _ in range(20):  # more than the queue takes, were they not ended
-        with client.chat.completions.create(**fields, stream=True) as stream:  # type: ignore[call-overload]
+        with client.chat.completions.create(**fields, stream=True) as stream:
             next(iter(stream))

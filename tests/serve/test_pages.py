@@ -40,7 +40,7 @@ def site(tmp_path: Path) -> Path:
 @pytest.fixture
 def client(tiny: Path, site: Path) -> Iterator[TestClient]:
     with client_of(tiny) as client:
-        client.app.state.server.site = Site(site)  # type: ignore[attr-defined]  # a Starlette
+        client.app.state.server.site = Site(site)  # a Starlette
         yield client
 
 
@@ -99,7 +99,7 @@ def test_nothing_else_is_served(client: TestClient) -> None:
 def test_pages_load_without_a_key_and_nothing_else_does(tiny: Path, site: Path) -> None:
     with client_of(tiny, api_keys=("k",)) as client:
         client.base_url = "http://localhost"
-        client.app.state.server.site = Site(site)  # type: ignore[attr-defined]  # a Starlette
+        client.app.state.server.site = Site(site)  # a Starlette
         assert client.get("/").status_code == client.get("/assets/a-1.js").status_code == 200
         for path in ("/api/session", "/api/conversations", "/api/runs", "/v1/models", "/assets", "/x"):
             assert client.get(path).status_code == 401, path
@@ -107,7 +107,7 @@ def test_pages_load_without_a_key_and_nothing_else_does(tiny: Path, site: Path) 
 
 def test_a_prefix_and_no_pages(tiny: Path, site: Path) -> None:
     with client_of(tiny, prefix="/llm", api_keys=("k",)) as client:
-        client.app.state.server.site = Site(site)  # type: ignore[attr-defined]  # a Starlette
+        client.app.state.server.site = Site(site)  # a Starlette
         assert client.get("/llm/").status_code == client.get("/llm").status_code == 200
         assert client.get("/llm/assets/a-1.js").text == SCRIPT
     with client_of(tiny, shows_pages=False) as client:
@@ -116,7 +116,7 @@ def test_a_prefix_and_no_pages(tiny: Path, site: Path) -> None:
 
 def test_without_a_build_it_says_what_to_do(tiny: Path, tmp_path: Path) -> None:
     with client_of(tiny) as client:
-        client.app.state.server.site = Site(tmp_path / "none")  # type: ignore[attr-defined]  # a Starlette
+        client.app.state.server.site = Site(tmp_path / "none")  # a Starlette
         response = client.get("/")
         assert response.status_code == 503 and "make web" in response.text
 

@@ -402,7 +402,7 @@ def test_the_stream_of_the_package_and_a_call(package: openai.OpenAI) -> None:
         call.model_dump(exclude={"parsed_arguments"}, exclude_none=True),
         {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"},
     ]
-    answer = package.responses.create(model="x", input=turn, tools=[TOOL], max_output_tokens=4)  # type: ignore[list-item]
+    answer = package.responses.create(model="x", input=turn, tools=[TOOL], max_output_tokens=4)
     assert answer.output[0].type == "message"
 
 

@@ -106,7 +106,7 @@ def test_none_hides_the_tools(client: TestClient) -> None:
 def test_a_conversation_with_calls_and_results(client: TestClient) -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
     messages = [
-        *ASK["messages"],  # type: ignore[misc]  # a list of objects
+        *ASK["messages"],  # a list of objects
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
     ]

@@ -122,4 +122,4 @@ def slow_down(live: Live) -> None:
             time.sleep(0.003)
             return decoder.step(**arguments)
 
-    core._decoder = Slow()  # type: ignore[assignment]
+    core._decoder = Slow()

@@ -32,7 +32,7 @@ def written(
     **settings: object,
 ) -> tuple[Writing, str, str]:
     """The finished writing, and all of its answer and thinking as they were shown."""
-    manner = Manner(params or SamplingParams(), **settings)  # type: ignore[arg-type]
+    manner = Manner(params or SamplingParams(), **settings)
     writing = Writing(engine, TOKENIZER, tuple(ids_of("hi")), manner, splitter)
     pieces = list(writing.pieces(interrupted))
     return writing, joined(pieces, "answer"), joined(pieces, "thinking")

@@ -394,7 +394,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_written() -> None:
             signal.raise_signal(signal.SIGINT)
         return step()
 
-    table.engine.step = step_and_press  # type: ignore[method-assign,assignment]
+    table.engine.step = step_and_press
     assert handle(table.session, "hi") is Then.REPLY
     assert table.out.getvalue() == "abc\n" and "(stopped)" in table.err.getvalue()
     answer = table.session.conversation.turns[0].answer

@@ -229,7 +229,7 @@ def test_the_first_ratio_is_exactly_one(dtype: str) -> None:
     ]
     split = minibatches(samples, 2, random.Random(0))
     found = passes_of(actor, critic, samples, split, with_reference=True)
-    assert torch.equal(found.old_C, found.reference_C)  # type: ignore[arg-type]  # there is a reference
+    assert torch.equal(found.old_C, found.reference_C)  # there is a reference
     columned = with_experience(
         samples, found, experience(torch.ones(len(samples)).double(), found, settings, beta=0.1)
     )

@@ -114,7 +114,7 @@ def test_it_learns_and_says_so(tiny: Path, samples: list[Sample], tmp_path: Path
     stored = RunReader(tmp_path / "run")
     assert [row["step"] for row in stored.metrics()] == list(range(41))
     assert stored.metrics()[40]["eval/loss"] == losses[40]
-    assert stored.best() is not None and stored.best().step == 40  # type: ignore[union-attr]
+    assert stored.best() is not None and stored.best().step == 40
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
